@@ -1,0 +1,2 @@
+//! PCI configuration space: access, enumeration, BARs and MSI-X.
+#![no_std]

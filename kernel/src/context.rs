@@ -1,0 +1,73 @@
+//! What the processor holds for a thread and the kernel keeps while the thread does not run.
+
+use ipc::abi::UserRegisters;
+
+/// How a thread goes back to ring 3.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(u64)]
+pub enum Return {
+    /// By `SYSRET`: it is in a system call, so `rcx`, `r11` and the SSE registers are dead.
+    #[default]
+    Syscall = 0,
+    /// By `IRET`, with every register and the FPU as they were: it was interrupted, or starts.
+    Full = 1,
+}
+
+/// The FPU and SSE state in FXSAVE's format (AMD APM 2, 11.4.4). Services are built for the x86-64 baseline and
+/// OSXSAVE is off in ring 3, so this is all there is.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(16))]
+pub struct FpuState(pub [u8; 512]);
+
+impl FpuState {
+    /// The state that the System V ABI asks for at a thread's start: FCW 0x37f, MXCSR 0x1f80.
+    pub const INITIAL: Self = {
+        let mut bytes = [0; 512];
+        bytes[0] = 0x7f;
+        bytes[1] = 0x03;
+        bytes[24] = 0x80;
+        bytes[25] = 0x1f;
+        Self(bytes)
+    };
+}
+
+/// A thread's processor state. The entry code of `hw` knows these offsets.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct UserContext {
+    /// General registers, RIP and RFLAGS.
+    pub registers: UserRegisters,
+    /// How it goes on.
+    pub resume: Return,
+    /// FPU state; what it says counts only with [`Return::Full`].
+    pub fpu: FpuState,
+}
+
+/// Offset of [`UserContext::resume`].
+pub const RESUME_OFFSET: usize = 144;
+/// Offset of [`UserContext::fpu`].
+pub const FPU_OFFSET: usize = 160;
+
+const _: () = assert!(core::mem::offset_of!(UserContext, registers) == 0);
+const _: () = assert!(core::mem::offset_of!(UserContext, resume) == RESUME_OFFSET);
+const _: () = assert!(core::mem::offset_of!(UserContext, fpu) == FPU_OFFSET);
+
+impl UserContext {
+    /// A thread that starts at `entry` with two arguments on the stack that ends at `stack_top`.
+    #[must_use]
+    pub fn at_entry(entry: u64, stack_top: u64, arguments: [u64; 2]) -> Self {
+        let registers = UserRegisters {
+            rip: entry,
+            // As after a `call`: the ABI wants RSP + 8 to be a multiple of 16 at a function's entry.
+            rsp: stack_top - 8,
+            rdi: arguments[0],
+            rsi: arguments[1],
+            rflags: RFLAGS_USER,
+            ..UserRegisters::default()
+        };
+        Self { registers, resume: Return::Full, fpu: FpuState::INITIAL }
+    }
+}
+
+/// RFLAGS in ring 3: bit 1, which is always set, and IF.
+pub const RFLAGS_USER: u64 = 0x202;

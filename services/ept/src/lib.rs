@@ -1,0 +1,3 @@
+//! Decides over every page of guest memory.
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! Reports the node's state and carries its log out.
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! Reports the node's state and carries its log out: the program.
+#![no_std]
+#![no_main]

@@ -1,0 +1,3 @@
+//! Carries messages and pages between nodes.
+#![no_std]
+#![forbid(unsafe_code)]

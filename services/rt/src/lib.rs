@@ -1,0 +1,2 @@
+//! The runtime of a service.
+#![no_std]

@@ -1,0 +1,3 @@
+//! Places virtual processors on cores.
+#![no_std]
+#![forbid(unsafe_code)]

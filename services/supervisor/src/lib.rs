@@ -1,0 +1,3 @@
+//! Watches the node's services and restarts those that fail.
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! Watches the node's services and restarts those that fail: the program.
+#![no_std]
+#![no_main]

@@ -1,0 +1,3 @@
+//! Placeholder until the hostile service lands.
+#![no_std]
+#![no_main]

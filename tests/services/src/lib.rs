@@ -1,0 +1,2 @@
+//! What the test services share.
+#![no_std]
