@@ -122,7 +122,8 @@ pub enum Syscall {
     /// Ends the calling thread. When the first thread (slot 0) ends, the whole service faults as
     /// [`FaultCause::Exit`] with `rdi` as its code.
     ExitThread = 9,
-    /// Appends the defmt bytes at `rdi`, `rsi` of them, to the node's log.
+    /// Appends the bytes at `rdi`, `rsi` of them and at most [`MAX_LOG_BYTES`], to the node's log as one record: a
+    /// defmt frame, or UTF-8 text when bit 0 of `rdx` is set ([`LOG_TEXT`]).
     Log = 10,
     /// Ends the calling service as panicked with the UTF-8 text at `rdi`, `rsi` bytes.
     Panic = 11,
@@ -161,6 +162,7 @@ pub enum Syscall {
 impl Syscall {
     /// The call with this number.
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "compared with the array's length")]
     pub const fn from_number(number: u64) -> Option<Self> {
         const ALL: [Syscall; 24] = [
             Syscall::Call,
@@ -245,6 +247,7 @@ pub enum Error {
 impl Error {
     /// The error that a status register holds, or `None` when the status is an [`Outcome`].
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "compared with the array's length")]
     pub const fn from_status(status: u64) -> Option<Self> {
         const ALL: [Error; 13] = [
             Error::BadCall,
@@ -372,7 +375,7 @@ impl Token {
     /// The token of a call.
     #[must_use]
     pub const fn new(thread: u16, service: u16, sequence: u32) -> Self {
-        Self(thread as u64 + 1 | (service as u64) << 16 | (sequence as u64) << 32)
+        Self((thread as u64 + 1) | (service as u64) << 16 | (sequence as u64) << 32)
     }
 
     /// The calling thread's number on this node, or `None` for nobody.

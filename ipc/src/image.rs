@@ -333,6 +333,12 @@ impl<'a> Image<'a> {
         decode(entry, self.contents(entry)?)
     }
 
+    /// Where contents that this image gave begin, in bytes from the image's start.
+    #[must_use]
+    pub fn offset_of(&self, contents: &[u8]) -> usize {
+        contents.as_ptr().addr().saturating_sub(self.bytes.as_ptr().addr())
+    }
+
     /// The services' entries, in the order of their numbers.
     pub fn services(&self) -> impl Iterator<Item = &'a Entry> + use<'a> {
         self.entries.iter().filter(|e| e.kind == EntryKind::Service as u32)

@@ -1,0 +1,311 @@
+//! Tests of the loader: a small image becomes services that run, and every claim in it that is false is refused.
+
+extern crate std;
+
+use std::boxed::Box;
+use std::string::ToString;
+use std::vec;
+use std::vec::Vec;
+
+use ipc::abi::{CapabilityKind, Name, REGION_BASE, START_MAGIC, StartPage, message_page};
+use ipc::image::{
+    CapabilityDescriptor, DeviceDescriptor, Entry, EntryKind, Header, Image, MAGIC, ObjectDescriptor,
+    RegionDescriptor, RegionKind, ServiceDescriptor, SystemDescriptor,
+};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::address::{PhysAddr, VirtAddr};
+use crate::cpu::Core;
+use crate::frames::Frames;
+use crate::ids::{CoreId, ThreadId};
+use crate::load::{Bar, Device, LoadError, PageUse, Platform, Routes, Spaces, load};
+use crate::machine::{PciAddress, Trigger};
+use crate::memory_map::{Kind, MemoryMap};
+use crate::state::State;
+use crate::testing::FakeMachine;
+
+/// Where the module lies in the fake machine, below the frames that the loader takes.
+const MODULE: u64 = 0x8_0000;
+
+#[derive(Default)]
+struct FakeSpaces {
+    roots: u64,
+    mapped: Vec<(PhysAddr, u64, u64, PageUse)>,
+}
+
+impl Spaces for FakeSpaces {
+    fn create(&mut self, _: &mut Frames) -> Option<PhysAddr> {
+        self.roots += 1;
+        Some(PhysAddr(self.roots))
+    }
+
+    fn map(
+        &mut self,
+        _: &mut Frames,
+        root: PhysAddr,
+        from: VirtAddr,
+        _: PhysAddr,
+        pages: u64,
+        page_use: PageUse,
+    ) -> Option<()> {
+        let end = from.0 + pages * 4096;
+        if self.mapped.iter().any(|&(r, start, stop, _)| r == root && start < end && from.0 < stop) {
+            return None;
+        }
+        self.mapped.push((root, from.0, end, page_use));
+        Some(())
+    }
+}
+
+/// An ELF file with a code segment and a data segment of 2 pages, of which the file fills 5 bytes.
+fn elf() -> Vec<u8> {
+    let mut file = vec![0; 0x2005];
+    file[..16].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+    put(16, &[2, 0, 62, 0, 1, 0, 0, 0]);
+    put(24, &0x40_0000u64.to_le_bytes());
+    put(32, &64u64.to_le_bytes());
+    put(52, &[64, 0, 56, 0, 2, 0, 64, 0, 0, 0, 0, 0]);
+    let segments = [(5u32, 0x1000u64, 0x40_0000u64, 16u64, 16u64), (6, 0x2000, 0x40_1000, 5, 0x2000)];
+    for (index, (flags, offset, address, file_bytes, memory_bytes)) in segments.into_iter().enumerate() {
+        let at = 64 + 56 * index;
+        put(at, &1u32.to_le_bytes());
+        put(at + 4, &flags.to_le_bytes());
+        for (field, value) in
+            [offset, address, address, file_bytes, memory_bytes, 0x1000].into_iter().enumerate()
+        {
+            put(at + 8 + 8 * field, &value.to_le_bytes());
+        }
+    }
+    put(0x1000, b"program program!");
+    put(0x2000, b"hello");
+    file
+}
+
+fn service(name: &str, capabilities: &[(&str, ObjectDescriptor)]) -> ServiceDescriptor {
+    ServiceDescriptor {
+        name: name.try_into().unwrap(),
+        priority: 3,
+        budget_us: 1000,
+        threads: 2,
+        stack_bytes: 0x2000,
+        heap_bytes: 0x3000,
+        core: Some(1),
+        pinned: false,
+        restart_limit: 5,
+        restart_period_ms: 1000,
+        beat_ms: 500,
+        rights: 0,
+        capabilities: capabilities
+            .iter()
+            .map(|&(name, object)| CapabilityDescriptor { name: name.try_into().unwrap(), object })
+            .collect(),
+    }
+}
+
+fn system(services: u8) -> SystemDescriptor {
+    let region = |name: &str, kind| RegionDescriptor { name: name.try_into().unwrap(), pages: 2, kind };
+    SystemDescriptor {
+        name: "test".try_into().unwrap(),
+        service_count: services,
+        regions: [region("kept", RegionKind::Kept), region("frames", RegionKind::Dma)].into_iter().collect(),
+        devices: [DeviceDescriptor {
+            name: "nic".try_into().unwrap(),
+            vendor: 0x1af4,
+            device_ids: [0x1041].into_iter().collect(),
+            skip: 0,
+            interrupts: 2,
+        }]
+        .into_iter()
+        .collect(),
+    }
+}
+
+fn image(system: &SystemDescriptor, services: &[(ServiceDescriptor, Vec<u8>)]) -> Vec<u8> {
+    let mut parts = vec![(Name::new("system").unwrap(), EntryKind::System, encode(system))];
+    for (descriptor, elf) in services {
+        let name = Name::new(&descriptor.name).unwrap();
+        parts.push((name, EntryKind::Service, encode(descriptor)));
+        parts.push((name, EntryKind::Elf, elf.clone()));
+    }
+    let mut offset = (size_of::<Header>() + parts.len() * size_of::<Entry>()).next_multiple_of(16);
+    let mut entries = Vec::new();
+    let mut contents = Vec::new();
+    for (name, kind, bytes) in &parts {
+        let (length, crc) = (bytes.len() as u64, crc32fast::hash(bytes));
+        entries.push(Entry { name: *name, kind: *kind as u32, crc, offset: offset as u64, length });
+        contents.push((offset, bytes));
+        offset = (offset + bytes.len()).next_multiple_of(16);
+    }
+    let header = Header {
+        magic: MAGIC,
+        total_bytes: offset as u64,
+        entry_count: parts.len() as u32,
+        table_crc: crc32fast::hash(entries.as_bytes()),
+    };
+    let mut image = vec![0; offset];
+    image[..24].copy_from_slice(header.as_bytes());
+    image[24..24 + entries.as_bytes().len()].copy_from_slice(entries.as_bytes());
+    for (at, bytes) in contents {
+        image[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    image
+}
+
+fn encode(value: &impl serde::Serialize) -> Vec<u8> {
+    let mut buffer = vec![0; 4096];
+    postcard::to_slice(value, &mut buffer).unwrap().to_vec()
+}
+
+struct Loaded {
+    state: Box<State>,
+    m: FakeMachine,
+    spaces: FakeSpaces,
+    result: Result<Routes, LoadError>,
+}
+
+fn load_image(bytes: &[u8], devices: &[Option<Device>]) -> Loaded {
+    let mut m = FakeMachine::new();
+    let mut map = MemoryMap::new();
+    map.add(0x10_0000, 0x20_0000, Kind::Usable).unwrap();
+    let mut frames = Frames::new(&map);
+    let mut state = Box::new(State::new());
+    for _ in 0..2 {
+        state.cores.push(Core::new()).unwrap();
+    }
+    m.at(PhysAddr(MODULE))[..bytes.len()].copy_from_slice(bytes);
+    // A copy that is aligned as a module in memory is.
+    let aligned: Vec<u64> = bytes
+        .chunks(8)
+        .map(|c| {
+            let mut word = [0; 8];
+            word[..c.len()].copy_from_slice(c);
+            u64::from_le_bytes(word)
+        })
+        .collect();
+    let image = Image::parse(&aligned.as_bytes()[..bytes.len()]).unwrap();
+    let system = image.system().unwrap();
+    let mut spaces = FakeSpaces::default();
+    let platform = Platform {
+        tsc_hz: 1_000_000_000,
+        cores: 2,
+        node: 7,
+        module: PhysAddr(MODULE),
+        devices: &devices.iter().cloned().collect(),
+        isa: &|line| (u32::from(line) + 100, Trigger::Level),
+    };
+    let result = load(&mut state, &mut m, &mut spaces, &mut frames, &image, &system, &platform);
+    Loaded { state, m, spaces, result }
+}
+
+fn nic() -> Device {
+    let bar = |index, physical, bytes| Bar { index, physical: PhysAddr(physical), bytes };
+    Device {
+        address: PciAddress(0x10),
+        bars: [bar(1, 0xfe00_0000, 0x1000), bar(2, 0xfe00_1000, 0x100), bar(4, 0xfd00_0000, 0x4000)]
+            .into_iter()
+            .collect(),
+        msix: 0x84,
+        msix_entries: 2,
+    }
+}
+
+#[test]
+fn an_image_becomes_services_that_run() {
+    let kept = ObjectDescriptor::Region { region: 0, address: REGION_BASE, writable: true };
+    let frames = ObjectDescriptor::Region { region: 1, address: REGION_BASE + 0x10000, writable: true };
+    let device = ObjectDescriptor::Device { device: 0, address: REGION_BASE + 0x100_0000, first_bit: 9 };
+    let line = ObjectDescriptor::Interrupt { line: 4, bits: 1 };
+    let services = [
+        (service("first", &[("kept", kept), ("irq", line)]), elf()),
+        (
+            service(
+                "second",
+                &[("first", ObjectDescriptor::Endpoint { service: 0 }), ("frames", frames), ("nic", device)],
+            ),
+            elf(),
+        ),
+    ];
+    let bytes = image(&system(2), &services);
+    let mut loaded = load_image(&bytes, &[Some(nic())]);
+    let routes = loaded.result.unwrap();
+    let second = &loaded.state.services[1];
+    let data = second.translate(VirtAddr(0x40_1000), 5, crate::service::Access::ReadWrite).unwrap();
+    let start = second.start_page;
+    assert_eq!(second.translate(VirtAddr(0x40_0000), 5, crate::service::Access::ReadWrite), None);
+    assert_eq!(second.first_thread, ThreadId(2));
+    assert_eq!(&loaded.m.at(data)[..6], b"hello\0");
+    let (page, _) = StartPage::read_from_prefix(loaded.m.at(start)).unwrap();
+    assert_eq!((page.magic, page.service, page.threads, page.node), (START_MAGIC, 1, 2, 7));
+    let entries = &page.entries[..page.entry_count as usize];
+    let kinds: Vec<_> = entries.iter().map(|e| CapabilityKind::from_number(e.kind).unwrap()).collect();
+    use CapabilityKind::{DeviceMemory, DmaRegion, Endpoint, Interrupt, PciFunction};
+    // The BAR that is smaller than a page is not given away.
+    assert_eq!(kinds, [Endpoint, DmaRegion, PciFunction, DeviceMemory, DeviceMemory, Interrupt, Interrupt]);
+    assert_eq!((entries[4].index, entries[4].bits, entries[4].length), (4, 0xfd00_0000, 0x4000));
+    assert_eq!((entries[6].index, entries[6].bits), (1, 1 << 10));
+    assert_eq!(routes.msi.len(), 2);
+    assert_eq!((routes.pins[0].gsi, routes.pins[0].core), (104, CoreId(1)));
+    assert_ne!(routes.pins[0].vector, routes.msi[0].vector);
+    let root = second.root;
+    let stack_guard = message_page(0) + 0x1000;
+    let inside =
+        |at: u64| loaded.spaces.mapped.iter().any(|&(r, from, to, _)| r == root && (from..to).contains(&at));
+    assert!(inside(message_page(1)) && !inside(stack_guard) && !inside(0));
+    loaded.state.wake_up(&mut loaded.m, CoreId(1));
+    assert_eq!(loaded.state.cores[1].current, Some(ThreadId(0)));
+}
+
+#[test]
+fn a_device_that_is_not_there_gives_no_capability() {
+    let device = ObjectDescriptor::Device { device: 0, address: REGION_BASE, first_bit: 0 };
+    let bytes = image(&system(1), &[(service("first", &[("nic", device)]), elf())]);
+    let mut loaded = load_image(&bytes, &[None]);
+    assert!(loaded.result.unwrap().msi.is_empty());
+    let (page, _) = StartPage::read_from_prefix(loaded.m.at(loaded.state.services[0].start_page)).unwrap();
+    assert_eq!(page.entry_count, 0);
+}
+
+#[test]
+fn every_false_claim_is_refused_by_name() {
+    let refused = |change: &dyn Fn(&mut ServiceDescriptor, &mut Vec<u8>, &mut SystemDescriptor),
+                   words: &str| {
+        let mut descriptor = service("victim", &[]);
+        let (mut file, mut system) = (elf(), system(1));
+        change(&mut descriptor, &mut file, &mut system);
+        let loaded = load_image(&image(&system, &[(descriptor, file)]), &[]);
+        let error = loaded.result.expect_err(words).to_string();
+        assert!(error.contains(words), "{error:?} does not say {words:?}");
+    };
+    refused(&|d, _, _| d.priority = 16, "'victim': its priority is out of range");
+    refused(&|d, _, _| d.threads = 17, "number of threads");
+    refused(&|d, _, _| d.threads = 0, "number of threads");
+    refused(&|d, _, _| d.stack_bytes = 0x1001, "its stack");
+    refused(&|d, _, _| d.stack_bytes = 0x10_0000, "its stack");
+    refused(&|d, _, _| d.heap_bytes = 5, "its heap");
+    refused(&|d, _, _| d.heap_bytes = 0x1000_0000, "'victim'");
+    refused(&|d, _, _| d.budget_us = 0, "its budget");
+    refused(&|_, file, _| file.truncate(0x2001), "service 'victim'");
+    refused(&|_, file, _| file[18] = 3, "service 'victim'");
+    refused(&|_, _, system| system.regions[1].pages = 0x10_0000, "'frames'");
+    let mut capability = |object: ObjectDescriptor| {
+        refused(
+            &|d, _, _| {
+                let name = "x".try_into().unwrap();
+                d.capabilities.push(CapabilityDescriptor { name, object }).unwrap();
+            },
+            "'victim'",
+        );
+    };
+    capability(ObjectDescriptor::Endpoint { service: 1 });
+    capability(ObjectDescriptor::Notification { service: 31, bits: 1 });
+    capability(ObjectDescriptor::Region { region: 2, address: REGION_BASE, writable: true });
+    capability(ObjectDescriptor::Region { region: 0, address: 0x40_0000, writable: true });
+    capability(ObjectDescriptor::Region { region: 0, address: u64::MAX - 0xfff, writable: true });
+    capability(ObjectDescriptor::Region { region: 0, address: 0xffff_ffff_8000_0000, writable: true });
+    capability(ObjectDescriptor::Region { region: 0, address: REGION_BASE + 8, writable: true });
+    capability(ObjectDescriptor::Interrupt { line: 16, bits: 1 });
+    capability(ObjectDescriptor::Ports { first: 0xffff, count: 2 });
+    capability(ObjectDescriptor::Ports { first: 0, count: 0 });
+    capability(ObjectDescriptor::Device { device: 1, address: REGION_BASE, first_bit: 0 });
+}

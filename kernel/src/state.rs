@@ -1,0 +1,375 @@
+//! The whole of the kernel's state, and how threads come to run.
+//!
+//! A trap enters with the kernel lock held, changes the state through one of [`State`]'s entry points
+//! ([`State::syscall`], [`State::interrupt`], [`State::timer`], [`State::exception`], [`State::wake_up`]), and leaves
+//! to whatever [`State::current`] then says. The kernel has one stack per core and no thread ever waits inside it.
+
+use heapless::Vec;
+use ipc::abi::{Error, MAX_CORES, MAX_SERVICES, MAX_THREADS, NEVER, Outcome, RECEIVE_MESSAGES, ServiceState};
+
+use crate::context::UserContext;
+use crate::cpu::{Core, End};
+use crate::ids::{CoreId, ServiceId, ThreadId};
+use crate::interrupts::InterruptTable;
+use crate::log_ring::LogRing;
+use crate::machine::Machine;
+use crate::service::Service;
+use crate::thread::{Queued, Thread, ThreadState};
+
+/// Events that the kernel counts for [`ipc::abi::Inspect::Calls`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CallCounters {
+    /// Calls made.
+    pub calls: u64,
+    /// Replies delivered.
+    pub replies: u64,
+    /// Replies that nobody waited for.
+    pub stale: u64,
+    /// Calls that ended with [`Error::Restarted`] while under way.
+    pub restarted: u64,
+}
+
+/// What is known of the node since boot.
+#[derive(Clone, Copy, Debug)]
+pub struct Node {
+    /// TSC ticks per second.
+    pub tsc_hz: u64,
+    /// Page frames in all.
+    pub frames: u64,
+    /// Page frames that nothing was given.
+    pub frames_free: u64,
+    /// The node's number, from the boot command line.
+    pub number: u64,
+}
+
+/// The kernel's state. One for the node, under one lock.
+///
+/// One lock and short, bounded system calls: Peters, Danis, Elphinstone and Heiser, "For a Microkernel, a Big Lock
+/// Is Fine" (APSys 2015).
+#[derive(Debug)]
+pub struct State {
+    /// All threads.
+    pub threads: Vec<Thread, MAX_THREADS>,
+    /// All services.
+    pub services: Vec<Service, MAX_SERVICES>,
+    /// All cores that run.
+    pub cores: Vec<Core, MAX_CORES>,
+    /// Where interrupts go.
+    pub interrupts: InterruptTable,
+    /// Each core's log.
+    pub logs: Vec<LogRing, MAX_CORES>,
+    /// Facts.
+    pub node: Node,
+    /// Counters.
+    pub calls: CallCounters,
+    /// The next [`ThreadState::Sending::arrival`].
+    pub next_arrival: u64,
+    /// Longest time in ticks that a thread runs before others of its priority get their turn.
+    pub turn: u64,
+}
+
+impl State {
+    /// A state without anything in it. All its bytes are zero or count for nothing, so that a static one takes no
+    /// room in the kernel's file.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            threads: Vec::new(),
+            services: Vec::new(),
+            cores: Vec::new(),
+            interrupts: InterruptTable::new(),
+            logs: Vec::new(),
+            node: Node { tsc_hz: 0, frames: 0, frames_free: 0, number: 0 },
+            calls: CallCounters { calls: 0, replies: 0, stale: 0, restarted: 0 },
+            next_arrival: 0,
+            turn: 0,
+        }
+    }
+
+    /// A thread.
+    #[must_use]
+    pub fn thread(&self, id: ThreadId) -> &Thread {
+        &self.threads[id.index()]
+    }
+
+    /// A thread, to change.
+    pub fn thread_mut(&mut self, id: ThreadId) -> &mut Thread {
+        &mut self.threads[id.index()]
+    }
+
+    /// A service.
+    #[must_use]
+    pub fn service(&self, id: ServiceId) -> &Service {
+        &self.services[id.index()]
+    }
+
+    /// A service, to change.
+    pub fn service_mut(&mut self, id: ServiceId) -> &mut Service {
+        &mut self.services[id.index()]
+    }
+
+    /// The registers that this core goes on with, or `None` when it has nothing to do.
+    pub fn current(&mut self, core: CoreId) -> Option<&mut UserContext> {
+        let id = self.cores[core.index()].current?;
+        Some(&mut self.threads[id.index()].context)
+    }
+
+    /// Charges the time since the last charge to what ran. Returns the time.
+    #[inline]
+    pub(crate) fn charge(&mut self, now: u64, core: CoreId) {
+        let this = &mut self.cores[core.index()];
+        // Two cores' TSCs may differ a little: never below zero.
+        let ticks = now.saturating_sub(this.since);
+        this.since = now;
+        if let Some(id) = this.current {
+            this.busy += ticks;
+            let thread = &mut self.threads[id.index()];
+            thread.run_time += ticks;
+            thread.activation += ticks;
+        } else {
+            this.idle += ticks;
+        }
+    }
+
+    /// Makes a thread, whose scheduling context is not queued, the one that runs on this core.
+    #[inline]
+    pub(crate) fn switch_to<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId) {
+        let service = self.threads[id.index()].service;
+        let this = &mut self.cores[core.index()];
+        this.current = Some(id);
+        this.switches += 1;
+        if this.space != Some(service) {
+            this.space = Some(service);
+            m.switch_address_space(self.services[service.index()].root);
+        }
+    }
+
+    /// Queues the scheduling context that a ready thread runs on, and tells its core when that is another one.
+    pub(crate) fn enqueue<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId, end: End) {
+        let on = self.threads[id.index()].on;
+        if self.threads[on.index()].links.queued == Queued::Yes {
+            return;
+        }
+        let home = self.threads[on.index()].core;
+        self.cores[home.index()].queue.insert(&mut self.threads, on, end);
+        if home != core {
+            let urgent = match self.cores[home.index()].current {
+                None => true,
+                Some(running) => {
+                    let running_on = self.threads[running.index()].on;
+                    self.threads[on.index()].priority < self.threads[running_on.index()].priority
+                }
+            };
+            if urgent {
+                m.reschedule(usize::from(home.0));
+            }
+        }
+    }
+
+    /// Makes a waiting thread ready, with a status in its `rax`.
+    pub(crate) fn make_ready<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId, status: u64) {
+        let thread = &mut self.threads[id.index()];
+        thread.state = ThreadState::Ready;
+        thread.deadline = NEVER;
+        thread.activation = 0;
+        thread.context.registers.rax = status;
+        self.enqueue(m, core, id, End::Back);
+    }
+
+    /// Takes the current thread off its core, because it waits or ended; something else runs at the next
+    /// [`Self::reschedule`].
+    pub(crate) fn leave_core(&mut self, now: u64, core: CoreId) {
+        self.charge(now, core);
+        if let Some(id) = self.cores[core.index()].current.take() {
+            self.threads[id.index()].activation = 0;
+        }
+    }
+
+    /// Lets the most urgent ready thread run on this core: the current one unless a more urgent one is queued.
+    pub(crate) fn reschedule<M: Machine>(&mut self, m: &mut M, core: CoreId) {
+        let now = m.now();
+        self.charge(now, core);
+        if let Some(id) = self.cores[core.index()].current {
+            let thread = &self.threads[id.index()];
+            // A thread that another core stopped or woke onto another context does not go on here.
+            let stays = thread.state == ThreadState::Ready && self.threads[thread.on.index()].core == core;
+            if stays {
+                let best = self.cores[core.index()].queue.best_priority();
+                let own = self.threads[thread.on.index()].priority;
+                if best.is_none_or(|best| best >= own) {
+                    self.arm_timer(m, core, now);
+                    return;
+                }
+                self.cores[core.index()].current = None;
+                self.enqueue(m, core, id, End::Front);
+            } else {
+                self.cores[core.index()].current = None;
+                if thread.state == ThreadState::Ready {
+                    self.enqueue(m, core, id, End::Back);
+                }
+            }
+        }
+        let this = &mut self.cores[core.index()];
+        if let Some(on) = this.queue.first() {
+            this.queue.remove(&mut self.threads, on);
+            this.turn_end = now.saturating_add(self.turn);
+            let id = self.threads[on.index()].runs;
+            self.switch_to(m, core, id);
+        }
+        self.arm_timer(m, core, now);
+    }
+
+    /// Sets this core's timer to what is due first: a wait's deadline, or, when a thread runs, the end of its turn
+    /// or budget. A timer that is already set earlier is left: it costs less to come too early once than to set it
+    /// at each switch.
+    pub(crate) fn arm_timer<M: Machine>(&mut self, m: &mut M, core: CoreId, now: u64) {
+        let this = &self.cores[core.index()];
+        let mut due = this.next_deadline;
+        if let Some(id) = this.current {
+            let thread = &self.threads[id.index()];
+            let left = self.services[thread.service.index()].budget.saturating_sub(thread.activation);
+            due = due.min(now.saturating_add(left.min(self.turn)));
+        }
+        if due < this.armed {
+            self.cores[core.index()].armed = due;
+            m.set_timer(due);
+        }
+    }
+
+    /// This core's timer came: ends the waits that are over, the turn that is over, the service that is over its
+    /// budget.
+    pub fn timer<M: Machine>(&mut self, m: &mut M, core: CoreId) {
+        let now = m.now();
+        self.charge(now, core);
+        self.cores[core.index()].armed = NEVER;
+        self.cores[core.index()].interrupts += 1;
+        if self.cores[core.index()].next_deadline <= now {
+            self.expire(m, core, now);
+        }
+        if let Some(id) = self.cores[core.index()].current {
+            let thread = &self.threads[id.index()];
+            let service = thread.service;
+            if thread.state == ThreadState::Ready {
+                if thread.activation >= self.services[service.index()].budget {
+                    self.over_budget(m, core, id);
+                } else if now >= self.cores[core.index()].turn_end {
+                    self.cores[core.index()].turn_end = now.saturating_add(self.turn);
+                    self.cores[core.index()].current = None;
+                    self.enqueue(m, core, id, End::Back);
+                }
+            }
+        }
+        self.reschedule(m, core);
+    }
+
+    /// Another core queued something here or stopped what runs here.
+    pub fn wake_up<M: Machine>(&mut self, m: &mut M, core: CoreId) {
+        self.cores[core.index()].interrupts += 1;
+        self.reschedule(m, core);
+    }
+
+    /// Ends the waits of this core that are over, and finds the next that is due.
+    fn expire<M: Machine>(&mut self, m: &mut M, core: CoreId, now: u64) {
+        let mut next = NEVER;
+        for index in 0..self.threads.len() {
+            let id = ThreadId::from_index(index);
+            let thread = &self.threads[index];
+            if thread.deadline == NEVER || thread.deadline_core != core {
+                continue;
+            }
+            if thread.deadline <= now {
+                self.time_out(m, core, id);
+            } else {
+                next = next.min(thread.deadline);
+            }
+        }
+        self.cores[core.index()].next_deadline = next;
+    }
+
+    /// Ends one thread's wait as timed out.
+    fn time_out<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId) {
+        match self.threads[id.index()].state {
+            ThreadState::Unused | ThreadState::Ready => {
+                self.threads[id.index()].deadline = NEVER;
+                return;
+            }
+            ThreadState::Receiving { .. } => self.forget_receiver(id),
+            ThreadState::Sending { server, .. } => {
+                self.services[server.index()].callers &= !(1 << id.index())
+            }
+            ThreadState::AwaitingReply { .. } => self.take_back_context(m, core, id),
+            ThreadState::Futex { .. } => {}
+        }
+        self.make_ready(m, core, id, Error::TimedOut.status());
+    }
+
+    /// Starts a thread's wait until `deadline`. The caller has set the state; the thread is the current one here.
+    pub(crate) fn start_wait<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId, deadline: u64) {
+        self.leave_core(m.now(), core);
+        self.watch(m, core, id, deadline);
+    }
+
+    /// Watches over the deadline of a wait on this core.
+    #[inline]
+    pub(crate) fn watch<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId, deadline: u64) {
+        if deadline == NEVER {
+            return;
+        }
+        let thread = &mut self.threads[id.index()];
+        thread.deadline = deadline;
+        thread.deadline_core = core;
+        let this = &mut self.cores[core.index()];
+        this.next_deadline = this.next_deadline.min(deadline);
+        if deadline < this.armed {
+            this.armed = deadline;
+            m.set_timer(deadline);
+        }
+    }
+
+    /// Takes a thread off its service's set of receivers.
+    pub(crate) fn forget_receiver(&mut self, id: ThreadId) {
+        let thread = &self.threads[id.index()];
+        self.services[thread.service.index()].receivers &= !(1 << thread.slot);
+    }
+
+    /// Raises notification bits of a service, and wakes a thread that waits for one of them.
+    pub fn raise<M: Machine>(&mut self, m: &mut M, core: CoreId, target: ServiceId, bits: u64) {
+        let service = &mut self.services[target.index()];
+        service.pending |= bits;
+        if service.state != ServiceState::Running {
+            return;
+        }
+        let pending = service.pending;
+        let waiting = service.thread_ids().find_map(|id| match self.threads[id.index()].state {
+            ThreadState::Receiving { mask } if mask & pending & !RECEIVE_MESSAGES != 0 => Some((id, mask)),
+            _ => None,
+        });
+        if let Some((id, mask)) = waiting {
+            let given = pending & mask & !RECEIVE_MESSAGES;
+            self.services[target.index()].pending &= !given;
+            self.forget_receiver(id);
+            let registers = &mut self.threads[id.index()].context.registers;
+            registers.rdi = 0;
+            registers.rdx = given;
+            self.make_ready(m, core, id, Outcome::Notified as u64);
+        }
+    }
+
+    /// A device's interrupt came on this core.
+    pub fn interrupt<M: Machine>(&mut self, m: &mut M, core: CoreId, vector: u8) {
+        self.cores[core.index()].interrupts += 1;
+        if let Some(line) = self.interrupts.by_vector(vector) {
+            if line.needs_mask() {
+                m.mask(line.source);
+            }
+            self.raise(m, core, line.service, line.bits);
+        }
+        self.reschedule(m, core);
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,370 @@
+//! System calls: from the registers of the current thread to the function that does it.
+
+use ipc::abi::{
+    Error, FaultReport, Handle, Inspect, LOG_KERNEL, LogRecord, MAX_LOG_BYTES, MAX_PANIC_BYTES, NEVER,
+    Outcome, PAGE_SIZE, ServiceOperation, Syscall, UserRegisters,
+};
+use ipc::image::{RIGHT_INSPECT, RIGHT_READ_LOGS, RIGHT_SUPERVISE};
+use zerocopy::IntoBytes;
+
+use crate::address::VirtAddr;
+use crate::context::UserContext;
+use crate::cpu::End;
+use crate::ids::{CoreId, ServiceId, ThreadId};
+use crate::machine::{Machine, StopKind};
+use crate::service::{Access, Object};
+use crate::state::State;
+use crate::thread::ThreadState;
+
+const _: () = assert!(size_of::<FaultReport>() <= PAGE_SIZE);
+
+impl State {
+    /// The current thread of this core made a system call.
+    #[inline]
+    pub fn syscall<M: Machine>(&mut self, m: &mut M, core: CoreId) {
+        let Some(id) = self.cores[core.index()].current else { return };
+        let thread = &self.threads[id.index()];
+        if thread.state != ThreadState::Ready {
+            // Another core stopped it after it left ring 3.
+            self.reschedule(m, core);
+            return;
+        }
+        // The two on the shortest way first.
+        let number = thread.context.registers.rax;
+        let result = if number == Syscall::Call as u64 {
+            self.call(m, core, id)
+        } else if number == Syscall::Receive as u64 {
+            self.receive(m, core, id)
+        } else {
+            self.other_syscall(m, core, id)
+        };
+        if let Err(error) = result {
+            self.threads[id.index()].context.registers.rax = error.status();
+        }
+    }
+
+    /// All other calls. They set `rax` themselves when they succeed and something else may run afterwards.
+    fn other_syscall<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId) -> Result<(), Error> {
+        let registers = self.threads[id.index()].context.registers;
+        let service = self.threads[id.index()].service;
+        let call = Syscall::from_number(registers.rax).ok_or(Error::BadCall)?;
+        // Success, until said otherwise.
+        self.threads[id.index()].context.registers.rax = Outcome::Message as u64;
+        match call {
+            Syscall::Call | Syscall::Receive => Err(Error::BadCall),
+            Syscall::Reply => {
+                self.reply(m, core, id)?;
+                Ok(())
+            }
+            Syscall::Notify => self.notify(m, core, service, Handle(registers.rdi)),
+            Syscall::AcknowledgeInterrupt => self.acknowledge(m, service, Handle(registers.rdi)),
+            Syscall::Yield => {
+                self.charge(m.now(), core);
+                self.cores[core.index()].current = None;
+                self.enqueue(m, core, id, End::Back);
+                self.reschedule(m, core);
+                Ok(())
+            }
+            Syscall::FutexWait => self.futex_wait(m, core, id, &registers),
+            Syscall::FutexWake => self.futex_wake(m, core, id, &registers),
+            Syscall::SpawnThread => self.spawn_thread(m, core, id, &registers),
+            Syscall::ExitThread => self.exit_thread(m, core, id, registers.rdi),
+            Syscall::Log => self.write_log(m, core, service, &registers),
+            Syscall::Panic => self.service_panic(m, core, id, &registers),
+            Syscall::DmaAddress => self.give(id, |s| s.dma_address(service, &registers)),
+            Syscall::PortRead => {
+                let value = self.port_read(m, service, &registers)?;
+                self.give(id, |_| Ok(value))
+            }
+            Syscall::PortWrite => self.port_write(m, service, &registers),
+            Syscall::PortWriteBytes => self.port_write_bytes(m, service, &registers),
+            Syscall::ConfigRead => {
+                let value = self.config_read(m, service, &registers)?;
+                self.give(id, |_| Ok(value))
+            }
+            Syscall::ConfigWrite => self.config_write(m, service, &registers),
+            Syscall::Inspect => {
+                self.need(service, RIGHT_INSPECT)?;
+                let item = Inspect::from_number(registers.rdi).ok_or(Error::NoSuchItem)?;
+                let words = self.inspect(m.now(), core, item, registers.rsi)?;
+                let registers = &mut self.threads[id.index()].context.registers;
+                [registers.rdx, registers.r8, registers.r9, registers.r10] = words;
+                Ok(())
+            }
+            Syscall::NextFault => {
+                self.need(service, RIGHT_SUPERVISE)?;
+                let report = self.next_fault().ok_or(Error::Again)?;
+                m.write(self.threads[id.index()].message_page, report.as_bytes());
+                Ok(())
+            }
+            Syscall::Control => {
+                self.need(service, RIGHT_SUPERVISE)?;
+                let target = self.known_service(registers.rdi)?;
+                let operation = ServiceOperation::from_number(registers.rsi).ok_or(Error::Malformed)?;
+                self.control(m, core, service, target, operation)?;
+                self.reschedule(m, core);
+                Ok(())
+            }
+            Syscall::LogRead => {
+                self.need(service, RIGHT_READ_LOGS)?;
+                let index = usize::try_from(registers.rdi).map_err(|_| Error::NoSuchItem)?;
+                let page = self.threads[id.index()].message_page;
+                let read =
+                    self.logs.get(index).ok_or(Error::NoSuchItem)?.read(m, registers.rsi, page, PAGE_SIZE);
+                let registers = &mut self.threads[id.index()].context.registers;
+                (registers.rdi, registers.rsi, registers.rdx) = (read.bytes as u64, read.next, read.lost);
+                Ok(())
+            }
+            Syscall::Refresh => self.give(id, |s| s.refresh(service, Handle(registers.rdi))),
+            Syscall::StopNode => {
+                self.need(service, RIGHT_SUPERVISE)?;
+                let kind = match registers.rdi {
+                    0 => StopKind::PowerOff,
+                    1 => StopKind::Reset,
+                    _ => return Err(Error::Malformed),
+                };
+                m.stop_node(kind);
+                Ok(())
+            }
+        }
+    }
+
+    /// Puts a value into the thread's `rdi`.
+    fn give(&mut self, id: ThreadId, value: impl FnOnce(&Self) -> Result<u64, Error>) -> Result<(), Error> {
+        let value = value(self)?;
+        self.threads[id.index()].context.registers.rdi = value;
+        Ok(())
+    }
+
+    fn need(&self, service: ServiceId, right: u32) -> Result<(), Error> {
+        if self.services[service.index()].rights & right == 0 { Err(Error::Refused) } else { Ok(()) }
+    }
+
+    /// A service's number, as a claim, to its id.
+    fn known_service(&self, number: u64) -> Result<ServiceId, Error> {
+        let index = usize::try_from(number).ok().filter(|&index| index < self.services.len());
+        index.map(ServiceId::from_index).ok_or(Error::NoSuchItem)
+    }
+
+    /// The generation that a handle to this object must have.
+    pub(crate) fn generation_of(&self, holder: ServiceId, object: Object) -> u32 {
+        match object {
+            Object::Endpoint(target) | Object::Notification(target, _) => {
+                self.services[target.index()].generation
+            }
+            _ => self.services[holder.index()].generation,
+        }
+    }
+
+    /// What a handle stands for, when it is current.
+    pub(crate) fn resolve(&self, holder: ServiceId, handle: Handle) -> Result<Object, Error> {
+        let object = self.services[holder.index()].object(handle);
+        if object == Object::Empty || !handle.is_well_formed() {
+            return Err(Error::BadHandle);
+        }
+        if handle.generation() != self.generation_of(holder, object) {
+            return Err(Error::Restarted);
+        }
+        Ok(object)
+    }
+
+    fn refresh(&self, holder: ServiceId, handle: Handle) -> Result<u64, Error> {
+        let object = self.services[holder.index()].object(handle);
+        if object == Object::Empty || !handle.is_well_formed() {
+            return Err(Error::BadHandle);
+        }
+        if let Object::Endpoint(target) | Object::Notification(target, _) = object
+            && self.services[target.index()].state == ipc::abi::ServiceState::Down
+        {
+            return Err(Error::Down);
+        }
+        // A slot is below MAX_CAPABILITIES.
+        Ok(handle.0 & 0xffff | u64::from(self.generation_of(holder, object)) << 16)
+    }
+
+    fn notify<M: Machine>(
+        &mut self,
+        m: &mut M,
+        core: CoreId,
+        service: ServiceId,
+        handle: Handle,
+    ) -> Result<(), Error> {
+        let Object::Notification(target, bits) = self.resolve(service, handle)? else {
+            return Err(Error::WrongKind);
+        };
+        self.raise(m, core, target, bits);
+        self.reschedule(m, core);
+        Ok(())
+    }
+
+    fn futex_wait<M: Machine>(
+        &mut self,
+        m: &mut M,
+        core: CoreId,
+        id: ThreadId,
+        registers: &UserRegisters,
+    ) -> Result<(), Error> {
+        let address = registers.rdi;
+        let service = self.threads[id.index()].service;
+        if !address.is_multiple_of(4) {
+            return Err(Error::BadPointer);
+        }
+        let word = self.services[service.index()]
+            .translate(VirtAddr(address), 4, Access::ReadOnly)
+            .ok_or(Error::BadPointer)?;
+        if u64::from(m.read_u32(word)) != registers.rsi {
+            return Err(Error::Again);
+        }
+        self.threads[id.index()].state = ThreadState::Futex { address };
+        self.start_wait(m, core, id, registers.r12);
+        self.reschedule(m, core);
+        Ok(())
+    }
+
+    fn futex_wake<M: Machine>(
+        &mut self,
+        m: &mut M,
+        core: CoreId,
+        id: ThreadId,
+        registers: &UserRegisters,
+    ) -> Result<(), Error> {
+        let service = self.threads[id.index()].service;
+        let wanted = ThreadState::Futex { address: registers.rdi };
+        let mut woken = 0;
+        for other in self.services[service.index()].thread_ids() {
+            if woken < registers.rsi && self.threads[other.index()].state == wanted {
+                self.make_ready(m, core, other, Outcome::Message as u64);
+                woken += 1;
+            }
+        }
+        self.threads[id.index()].context.registers.rdi = woken;
+        self.reschedule(m, core);
+        Ok(())
+    }
+
+    fn spawn_thread<M: Machine>(
+        &mut self,
+        m: &mut M,
+        core: CoreId,
+        id: ThreadId,
+        registers: &UserRegisters,
+    ) -> Result<(), Error> {
+        let service = self.threads[id.index()].service;
+        self.services[service.index()]
+            .translate(VirtAddr(registers.rdi), 1, Access::ReadOnly)
+            .ok_or(Error::BadPointer)?;
+        // A thread that ended on another core may still be leaving it.
+        let free = self.services[service.index()]
+            .thread_ids()
+            .find(|&t| self.threads[t.index()].state == ThreadState::Unused && self.core_running(t).is_none())
+            .ok_or(Error::NoRoom)?;
+        let slot = self.threads[free.index()].slot;
+        let home = usize::try_from(registers.rdx).unwrap_or(0) % self.cores.len();
+        let thread = &mut self.threads[free.index()];
+        thread.context = UserContext::at_entry(
+            registers.rdi,
+            ipc::abi::stack_top(usize::from(slot)),
+            [registers.rsi, u64::from(slot)],
+        );
+        thread.core = CoreId::from_index(home);
+        self.threads[id.index()].context.registers.rdi = u64::from(slot);
+        self.make_ready(m, core, free, 0);
+        self.reschedule(m, core);
+        Ok(())
+    }
+
+    fn exit_thread<M: Machine>(
+        &mut self,
+        m: &mut M,
+        core: CoreId,
+        id: ThreadId,
+        code: u64,
+    ) -> Result<(), Error> {
+        if self.threads[id.index()].slot == 0 {
+            self.service_exit(m, core, id, code);
+        } else {
+            if let Some(caller) = self.threads[id.index()].lender {
+                self.take_back_context(m, core, caller);
+            }
+            self.threads[id.index()].state = ThreadState::Unused;
+            self.leave_core(m.now(), core);
+        }
+        self.reschedule(m, core);
+        Ok(())
+    }
+
+    fn write_log<M: Machine>(
+        &mut self,
+        m: &mut M,
+        core: CoreId,
+        service: ServiceId,
+        registers: &UserRegisters,
+    ) -> Result<(), Error> {
+        let mut buffer = [0; MAX_LOG_BYTES];
+        let bytes = usize::try_from(registers.rsi)
+            .ok()
+            .and_then(|length| buffer.get_mut(..length))
+            .ok_or(Error::Malformed)?;
+        self.read_user(m, service, registers.rdi, bytes)?;
+        // Bit 0 of rdx tells text from defmt.
+        let flags = (registers.rdx & 1) as u16;
+        self.log(m, core, u16::from(service.0), flags, bytes);
+        Ok(())
+    }
+
+    /// Appends a record to this core's log.
+    pub fn log<M: Machine>(&mut self, m: &mut M, core: CoreId, service: u16, flags: u16, bytes: &[u8]) {
+        let record = LogRecord {
+            tsc: m.now(),
+            service,
+            core: u16::from(core.0),
+            // At most MAX_LOG_BYTES; the ring refuses what is longer.
+            bytes: u16::try_from(bytes.len()).unwrap_or(u16::MAX),
+            flags,
+        };
+        self.logs[core.index()].append(m, &record, bytes);
+    }
+
+    /// Appends a record of the kernel's own.
+    pub fn log_kernel<M: Machine>(&mut self, m: &mut M, core: CoreId, flags: u16, bytes: &[u8]) {
+        self.log(m, core, LOG_KERNEL, flags, bytes);
+    }
+
+    fn service_panic<M: Machine>(
+        &mut self,
+        m: &mut M,
+        core: CoreId,
+        id: ThreadId,
+        registers: &UserRegisters,
+    ) -> Result<(), Error> {
+        let service = self.threads[id.index()].service;
+        let mut text = [0; MAX_PANIC_BYTES];
+        let length = usize::try_from(registers.rsi).unwrap_or(usize::MAX).min(MAX_PANIC_BYTES);
+        // A panic with a bad pointer is a panic all the same.
+        let (bytes, _) = text.split_at_mut(length);
+        let length = self.read_user(m, service, registers.rdi, bytes).map_or(0, |()| length);
+        self.panicked(m, core, id, &text, length as u64);
+        self.reschedule(m, core);
+        Ok(())
+    }
+
+    /// Copies a service's bytes: pointer and length are claims.
+    pub(crate) fn read_user<M: Machine>(
+        &self,
+        m: &M,
+        service: ServiceId,
+        address: u64,
+        into: &mut [u8],
+    ) -> Result<(), Error> {
+        if into.is_empty() {
+            return Ok(());
+        }
+        let from = self.services[service.index()]
+            .translate(VirtAddr(address), into.len() as u64, Access::ReadOnly)
+            .ok_or(Error::BadPointer)?;
+        m.read(from, into);
+        Ok(())
+    }
+}
+
+const _: () = assert!(NEVER == u64::MAX);
