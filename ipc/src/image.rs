@@ -20,6 +20,8 @@ use crate::abi::{MAX_CAPABILITIES, MAX_NAME_BYTES, MAX_REGIONS, Name};
 pub const MAGIC: [u8; 8] = *b"UNUMIMG1";
 /// The most devices one image can name.
 pub const MAX_DEVICES: usize = 16;
+/// Bytes of a driver's address space that a device's BARs have, an eighth of it each.
+pub const DEVICE_WINDOW_BYTES: u64 = 64 << 20;
 /// The most PCI device numbers that one [`DeviceDescriptor`] can list.
 pub const MAX_DEVICE_IDS: usize = 4;
 /// A name in a descriptor.
@@ -369,3 +371,6 @@ impl<'a> Image<'a> {
 fn decode<'a, T: Deserialize<'a>>(entry: &Entry, contents: &'a [u8]) -> Result<T, ImageError> {
     postcard::from_bytes(contents).map_err(|_| ImageError::BadDescriptor(entry.name))
 }
+
+#[cfg(test)]
+mod tests;

@@ -175,7 +175,7 @@ impl State {
             let service = &mut self.services[service_id.index()];
             let nothing_waits = service.callers == 0 && service.pending & mask == 0;
             let lent = self.threads[id.index()].lender == Some(caller);
-            if lent && nothing_waits && deadline == NEVER && mask & RECEIVE_MESSAGES != 0 {
+            if lent && nothing_waits && deadline != 0 && mask & RECEIVE_MESSAGES != 0 {
                 service.receivers |= 1 << self.threads[id.index()].slot;
                 self.charge(m.now(), core);
                 let server = &mut self.threads[id.index()];
@@ -185,6 +185,7 @@ impl State {
                 let context = core::mem::replace(&mut server.on, id);
                 self.threads[context.index()].runs = caller;
                 self.threads[caller.index()].lent_to = None;
+                self.watch(m, core, id, deadline);
                 self.answer(m, id, caller, label, words);
                 self.switch_to(m, core, caller);
                 return Ok(());

@@ -5,6 +5,35 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod acpi;
 pub mod address;
+pub mod boot;
+pub mod call;
 pub mod context;
+pub mod cpu;
+pub mod devices;
+pub mod elf;
+pub mod frames;
+pub mod ids;
+pub mod inspect;
+pub mod interrupts;
+pub mod lifecycle;
+pub mod load;
+pub mod log_ring;
 pub mod machine;
+pub mod memory_map;
+pub mod multiboot2;
+pub mod paging;
+pub mod physical;
+pub mod pvh;
+pub mod service;
+pub mod state;
+pub mod syscall;
+pub mod thread;
+
+#[cfg(test)]
+mod load_tests;
+#[cfg(test)]
+mod state_tests;
+#[cfg(test)]
+mod testing;

@@ -12,8 +12,8 @@ use ipc::abi::{
     START_PAGE, ServiceState, StartEntry, StartPage, USER_END, message_page, stack_top,
 };
 use ipc::image::{
-    CapabilityDescriptor, Image, ImageError, MAX_DEVICES, ObjectDescriptor, RegionDescriptor, RegionKind,
-    ServiceDescriptor, SystemDescriptor,
+    CapabilityDescriptor, DEVICE_WINDOW_BYTES, Image, ImageError, MAX_DEVICES, ObjectDescriptor,
+    RegionDescriptor, RegionKind, ServiceDescriptor, SystemDescriptor,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -32,7 +32,7 @@ const PAGE: u64 = PAGE_SIZE as u64;
 /// DMA regions lie below this, so that a device with 32 address bits reaches them.
 const DMA_END: PhysAddr = PhysAddr(1 << 32);
 /// Distance between two BARs of a device in its driver's address space.
-const BAR_STRIDE: u64 = 0x100_0000;
+const BAR_STRIDE: u64 = DEVICE_WINDOW_BYTES / 8;
 
 /// What a page of a service's may be used for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -268,7 +268,7 @@ fn check(
                 usize::from(device) < system.devices.len()
                     && address >= REGION_BASE
                     && address.is_multiple_of(PAGE)
-                    && address.checked_add(6 * BAR_STRIDE).is_some_and(|end| end <= USER_END)
+                    && address.checked_add(DEVICE_WINDOW_BYTES).is_some_and(|end| end <= USER_END)
             }
         };
         if !good {

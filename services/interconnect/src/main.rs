@@ -1,3 +1,15 @@
 //! Carries messages and pages between nodes: the program.
 #![no_std]
 #![no_main]
+
+mod nic;
+mod program;
+
+use rt::serve::serve;
+use rt::start::Start;
+
+rt::entry!(main);
+
+fn main(start: &'static Start<'static>) -> ! {
+    serve(&mut program::Program::new(start))
+}

@@ -1,0 +1,141 @@
+use std::fmt::Debug;
+
+use heapless::{String, Vec};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{ept, health, interconnect, scheduler, supervisor};
+use crate::abi::{FaultCause, MAX_MESSAGE_BYTES, MAX_NAME_BYTES, ServiceState};
+use crate::interface::are_distinct;
+
+/// Asserts that the largest value of a type fits a message page, survives it, and that no damage to it panics.
+fn holds<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &T) {
+    let mut buffer = [0; MAX_MESSAGE_BYTES];
+    let bytes = postcard::to_slice(value, &mut buffer).expect("fits a message page").to_vec();
+    assert_eq!(&postcard::from_bytes::<T>(&bytes).unwrap(), value);
+    let mut random = ChaCha8Rng::seed_from_u64(bytes.len() as u64);
+    for _ in 0..2000 {
+        let mut damaged = bytes.clone();
+        for _ in 0..random.random_range(1..4) {
+            let at = random.random_range(0..damaged.len());
+            damaged[at] = random.random();
+        }
+        damaged.truncate(random.random_range(0..=damaged.len()));
+        // Whatever it gives, value or error, it gives.
+        drop(postcard::from_bytes::<T>(&damaged));
+    }
+}
+
+fn name<const N: usize>() -> String<N> {
+    core::iter::repeat_n('n', N).collect()
+}
+
+#[test]
+fn the_largest_messages_fit_a_page() {
+    assert_eq!(name::<MAX_NAME_BYTES>().len(), MAX_NAME_BYTES);
+    holds(&supervisor::Description { name: name(), version: name(), interface: Some(u8::MAX) });
+    holds(&supervisor::Registration { service: u8::MAX, beat_ms: u32::MAX });
+    let last_fault = supervisor::LastFault {
+        cause: FaultCause::Stopped,
+        instruction: u64::MAX,
+        address: u64::MAX,
+        age_ms: u64::MAX,
+    };
+    holds(&Some(supervisor::ServiceReport {
+        name: name(),
+        standing: supervisor::Standing::Down,
+        generation: u32::MAX,
+        recent_restarts: u16::MAX,
+        last_fault: Some(last_fault),
+        beat_age_ms: Some(u32::MAX),
+    }));
+    holds(&supervisor::NodeState { up: u8::MAX, down: u8::MAX, total: u8::MAX, since_ms: u64::MAX });
+    holds(&health::NodeReport {
+        uptime_ms: u64::MAX,
+        loads_permille: Vec::from_array([u16::MAX; 64]),
+        frames_total: u64::MAX,
+        frames_free: u64::MAX,
+        log_records: u64::MAX,
+        log_lost: u64::MAX,
+    });
+    let service = health::ServiceHealth {
+        name: name(),
+        state: ServiceState::Down,
+        threads: u8::MAX,
+        restarts: u32::MAX,
+        load_permille: u16::MAX,
+        calls_served: u64::MAX,
+    };
+    holds(&health::Services::from_array([(); 32].map(|()| service.clone())));
+    holds(&ept::Memory { frames_total: u64::MAX, frames_free: u64::MAX });
+    let traffic = interconnect::Traffic { frames: u64::MAX, bytes: u64::MAX };
+    holds(&Some(interconnect::Counters {
+        mac: [255; 6],
+        mtu: Some(u16::MAX),
+        link_up: true,
+        sent: traffic,
+        received: traffic,
+        dropped: interconnect::Drops {
+            short: u64::MAX,
+            foreign: u64::MAX,
+            malformed: u64::MAX,
+            corrupt: u64::MAX,
+            elsewhere: u64::MAX,
+            duplicate: u64::MAX,
+            unexpected: u64::MAX,
+            no_room: u64::MAX,
+        },
+    }));
+    let peer =
+        interconnect::Peer { node: u16::MAX, mac: [255; 6], incarnation: u16::MAX, silent_ms: u32::MAX };
+    holds(&interconnect::Peers::from_array([peer; interconnect::MAX_PEERS]));
+    let request = interconnect::ExchangeRequest { node: u16::MAX, payload_bytes: u16::MAX, count: u16::MAX };
+    holds(&request);
+    holds(&interconnect::ExchangeAnswer::TooLong(Some(u16::MAX)));
+    holds(&interconnect::Exchange::Done(interconnect::ExchangeTimes {
+        request,
+        completed: u16::MAX,
+        lost: u16::MAX,
+        least_ticks: u64::MAX,
+        median_ticks: u64::MAX,
+        percentile_99_ticks: u64::MAX,
+        most_ticks: u64::MAX,
+    }));
+    let core = scheduler::CoreLoad { load_permille: u16::MAX, switches: u64::MAX, interrupts: u64::MAX };
+    holds(&scheduler::Cores::from_array([core; 64]));
+}
+
+#[test]
+fn causes_and_states_keep_their_numbers() {
+    for number in 0..7u8 {
+        let cause = FaultCause::from_number(number.into()).unwrap();
+        let fault = supervisor::LastFault { cause, instruction: 0, address: 0, age_ms: 0 };
+        let mut buffer = [0; 32];
+        assert_eq!(postcard::to_slice(&fault, &mut buffer).unwrap()[0], number);
+    }
+    for number in 0..5u8 {
+        let state = ServiceState::from_number(number).unwrap();
+        let service = health::ServiceHealth {
+            name: String::new(),
+            state,
+            threads: 1,
+            restarts: 0,
+            load_permille: 0,
+            calls_served: 0,
+        };
+        let mut buffer = [0; 32];
+        assert_eq!(postcard::to_slice(&service, &mut buffer).unwrap()[1], number);
+    }
+}
+
+#[test]
+fn interfaces_have_numbers_of_their_own() {
+    assert!(are_distinct(&[
+        supervisor::INTERFACE,
+        health::INTERFACE,
+        ept::INTERFACE,
+        interconnect::INTERFACE,
+        scheduler::INTERFACE
+    ]));
+}

@@ -1,0 +1,159 @@
+//! Good frames, and each way to be a bad one.
+
+use super::*;
+use proptest::prelude::*;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+const HERE: Identity = Identity { cluster: 7, epoch: 3, node: 1, incarnation: 9 };
+const THERE: Identity = Identity { node: 2, ..HERE };
+const MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 2]);
+
+fn frame(payload_bytes: u16) -> FrameHeader {
+    let message = Message {
+        kind: Kind::EchoRequest,
+        class: Class::Bulk,
+        sequence: 5,
+        acknowledgement: 4,
+        payload_bytes,
+        payload_checksum: 0x1234_5678,
+    };
+    FrameHeader::new(THERE, MAC, HERE.node, MacAddress([2, 0, 0, 0, 0, 1]), message)
+}
+
+fn parse(header: &FrameHeader, payload: usize) -> Result<Parsed, WireError> {
+    FrameHeader::parse(header.as_bytes(), HEADER_BYTES + payload)
+}
+
+/// Like `frame(0)` with one field changed and the checksum made to fit.
+fn altered(change: impl FnOnce(&mut UnumHeader)) -> FrameHeader {
+    let mut header = frame(0);
+    change(&mut header.unum);
+    header.unum.integrity[0] = header.checksum().into();
+    header
+}
+
+#[test]
+fn crc_is_castagnolis() {
+    // RFC 3720 B.4, and the check value of the CRC catalogues.
+    assert_eq!(crc32c(0, b"123456789"), 0xe306_9283);
+    assert_eq!(crc32c(0, &[0; 32]), 0x8a91_36aa);
+    assert_eq!(crc32c(0, &[0xff; 32]), 0x62a8_ab43);
+    assert_eq!(crc32c(crc32c(0, b"1234"), b"56789"), 0xe306_9283);
+    assert_eq!(crc32c(0, b""), 0);
+}
+
+#[test]
+fn a_frame_survives_the_wire() {
+    for payload in [0, 8, 4096] {
+        let parsed = parse(&frame(payload), usize::from(payload)).unwrap();
+        assert_eq!(parsed.payload_bytes, usize::from(payload));
+        assert_eq!((parsed.kind, parsed.class, parsed.from), (Kind::EchoRequest, Class::Bulk, MAC));
+        assert_eq!(parsed.payload_checksum, 0x1234_5678);
+        assert_eq!(parsed.header.sequence.get(), 5);
+        assert_eq!(parsed.header.acknowledgement.get(), 4);
+        parsed.check_address(&HERE).unwrap();
+    }
+}
+
+#[test]
+fn the_layout_is_little_endian_and_fixed() {
+    let header = altered(|h| h.cluster = 0x0403_0201.into());
+    let bytes = header.as_bytes();
+    assert_eq!(bytes[12..14], [0x88, 0xb5]);
+    assert_eq!(bytes[14..18], [1, 2, 1, 0]);
+    assert_eq!(bytes[18..22], [1, 2, 3, 4]);
+    assert_eq!(bytes[26..28], [2, 0]);
+    assert_eq!(bytes[28..30], [1, 0]);
+}
+
+#[test]
+fn every_wrong_field_is_named() {
+    let mut wrong = frame(0);
+    wrong.ethernet.ether_type = BigU16::new(0x0800);
+    assert_eq!(parse(&wrong, 0), Err(WireError::EtherType(0x0800)));
+    let mut wrong = frame(0);
+    wrong.ethernet.source = ALL_STATIONS;
+    assert_eq!(parse(&wrong, 0), Err(WireError::EthernetSource(ALL_STATIONS)));
+    let mut wrong = frame(0);
+    wrong.unum.sequence = 6.into();
+    assert_eq!(parse(&wrong, 0), Err(WireError::HeaderChecksum));
+    assert_eq!(parse(&altered(|h| h.version = 2), 0), Err(WireError::Version(2)));
+    assert_eq!(parse(&altered(|h| h.key = 1), 0), Err(WireError::Key(1)));
+    assert_eq!(parse(&altered(|h| h.kind = 0), 0), Err(WireError::Kind(0)));
+    assert_eq!(parse(&altered(|h| h.class = 2), 0), Err(WireError::Class(2)));
+    assert_eq!(parse(&altered(|h| h.source = ALL_NODES.into()), 0), Err(WireError::Source(ALL_NODES)));
+    assert_eq!(parse(&frame(10), 9), Err(WireError::PayloadLength { said: 10, there: 9 }));
+    assert_eq!(parse(&frame(10), 11), Err(WireError::PayloadLength { said: 10, there: 11 }));
+    assert_eq!(parse(&frame(7), 7), Err(WireError::PayloadLength { said: 7, there: 7 }));
+    assert_eq!(parse(&frame(4097), 4097), Err(WireError::PayloadLength { said: 4097, there: 4097 }));
+    for bytes in 0..HEADER_BYTES {
+        assert_eq!(
+            FrameHeader::parse(&frame(0).as_bytes()[..bytes], bytes),
+            Err(WireError::Truncated { bytes })
+        );
+        assert_eq!(FrameHeader::parse(frame(0).as_bytes(), bytes), Err(WireError::Truncated { bytes }));
+    }
+}
+
+#[test]
+fn padding_to_ethernets_minimum_is_not_payload() {
+    assert_eq!(parse(&frame(0), MIN_ETHERNET - HEADER_BYTES).unwrap().payload_bytes, 0);
+    assert_eq!(parse(&frame(0), 9), Err(WireError::PayloadLength { said: 0, there: 9 }));
+}
+
+#[test]
+fn a_frame_for_others_is_not_ours() {
+    let check = |change: fn(&mut UnumHeader)| parse(&altered(change), 0).unwrap().check_address(&HERE);
+    assert_eq!(check(|h| h.cluster = 8.into()), Err(WireError::Cluster(8)));
+    assert_eq!(check(|h| h.epoch = 2.into()), Err(WireError::Epoch(2)));
+    assert_eq!(check(|h| h.destination = 3.into()), Err(WireError::Destination(3)));
+    assert_eq!(check(|h| h.source = HERE.node.into()), Err(WireError::OwnSource));
+    assert_eq!(check(|h| h.destination = ALL_NODES.into()), Ok(()));
+}
+
+#[test]
+fn one_flipped_bit_is_found() {
+    let good = frame(0);
+    // All but the payload's checksum, which is compared with the payload.
+    for bit in 0..(HEADER_BYTES - 4) * 8 {
+        let mut bytes: [u8; HEADER_BYTES] = good.as_bytes().try_into().unwrap();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        assert!(FrameHeader::parse(&bytes, HEADER_BYTES).is_err(), "bit {bit}");
+    }
+}
+
+#[test]
+fn random_bytes_never_panic() {
+    let mut random = ChaCha8Rng::seed_from_u64(0x88b5);
+    for _ in 0..100_000 {
+        let mut bytes = [0; 80];
+        random.fill(&mut bytes[..]);
+        if random.random() {
+            // Past the first checks, so that the later ones see random bytes too.
+            bytes[12..15].copy_from_slice(&[0x88, 0xb5, VERSION]);
+            bytes[6] &= !1;
+            bytes[17] = KEY_NONE;
+        }
+        let length = random.random_range(0..=80);
+        let total = random.random_range(0..=8192);
+        assert!(FrameHeader::parse(&bytes[..length], total).is_err());
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_parses_says_what_was_sent(
+        payload in 8u16..=4096, sequence: u32, acknowledgement: u32, payload_checksum: u32
+    ) {
+        let message = Message {
+            kind: Kind::EchoReply, class: Class::Bulk, sequence, acknowledgement, payload_bytes: payload,
+            payload_checksum,
+        };
+        let header = FrameHeader::new(THERE, MAC, ALL_NODES, ALL_STATIONS, message);
+        let parsed = parse(&header, usize::from(payload)).unwrap();
+        prop_assert_eq!(parsed.header, header.unum);
+        prop_assert_eq!(parsed.payload_bytes, usize::from(payload));
+        prop_assert_eq!(parsed.payload_checksum, payload_checksum);
+    }
+}

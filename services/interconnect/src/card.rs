@@ -1,0 +1,71 @@
+//! What the service asks of a network card.
+
+use ipc::wire::{HEADER_BYTES, MacAddress};
+use virtio_net::NetError;
+
+/// A frame that came.
+#[derive(Debug)]
+pub struct Received<F> {
+    /// Its first bytes; zero where it is shorter.
+    pub header: [u8; HEADER_BYTES],
+    /// Bytes of the Ethernet frame, as the card says.
+    pub bytes: usize,
+    /// The page frame with what follows the header.
+    pub frame: F,
+}
+
+/// What could not be given to the card; the page frame is the caller's again.
+#[derive(Debug)]
+pub struct Rejected<F> {
+    /// Why.
+    pub error: NetError,
+    /// The page frame, if there was one.
+    pub frame: Option<F>,
+}
+
+/// A network card with [header][page frame] buffers, and the clock.
+pub trait Card {
+    /// A page frame; who has the value has the frame.
+    type Frame;
+
+    /// The time in TSC ticks.
+    fn now(&self) -> u64;
+    /// The card's Ethernet address.
+    fn mac(&self) -> MacAddress;
+    /// The longest Ethernet payload of the link, if the card knows.
+    fn mtu(&self) -> Option<u16>;
+    /// Whether the link is up.
+    fn link_is_up(&self) -> bool;
+
+    /// The next frame that came.
+    ///
+    /// # Errors
+    /// [`NetError::DeviceMisbehaved`].
+    fn poll_receive(&mut self) -> Result<Option<Received<Self::Frame>>, NetError>;
+    /// Gives the card a page frame to receive into.
+    ///
+    /// # Errors
+    /// [`NetError::QueueFull`].
+    fn post_receive(&mut self, frame: Self::Frame) -> Result<(), Rejected<Self::Frame>>;
+    /// Tells the card of posted page frames.
+    fn notify_receive(&mut self);
+    /// Sends a header, and behind it the first bytes of a page frame, so many.
+    ///
+    /// # Errors
+    /// [`NetError::QueueFull`], [`NetError::PayloadLength`].
+    fn send(
+        &mut self,
+        header: &[u8; HEADER_BYTES],
+        payload: Option<(Self::Frame, u16)>,
+    ) -> Result<(), Rejected<Self::Frame>>;
+    /// The next frame that was sent: `Some(None)` for one that had no page frame.
+    ///
+    /// # Errors
+    /// [`NetError::DeviceMisbehaved`].
+    fn reclaim_sent(&mut self) -> Result<Option<Option<Self::Frame>>, NetError>;
+
+    /// The CRC-32C of a page frame's first bytes, so many and at most a page.
+    fn checksum(&self, frame: &Self::Frame, bytes: u16) -> u32;
+    /// Fills a page frame with a pattern.
+    fn fill(&mut self, frame: &mut Self::Frame, pattern: u64);
+}

@@ -1,0 +1,405 @@
+//! Stations on a simulated wire.
+
+use core::cell::Cell;
+use std::rc::Rc;
+use std::vec;
+use std::vec::Vec;
+
+use ipc::interfaces::interconnect::{Exchange, ExchangeAnswer, ExchangeRequest};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::*;
+use crate::simulation::{FakeCard, QUEUE, pages};
+
+const TIMING: Timing = Timing { announce: 100, peer_lifetime: 300, peer_settle: 50, patience: 40 };
+const FRAMES: usize = 160;
+
+struct Node {
+    station: Station<FakeCard>,
+    events: Vec<Event>,
+}
+
+impl Node {
+    fn new(number: u8, clock: &Rc<Cell<u64>>) -> Self {
+        Self::with_incarnation(number, clock, 0)
+    }
+
+    fn with_incarnation(number: u8, clock: &Rc<Cell<u64>>, incarnation: u16) -> Self {
+        let identity = Identity { cluster: 1, epoch: 0, node: number.into(), incarnation };
+        let station = Station::new(FakeCard::new(number, clock), identity, TIMING, pages(FRAMES));
+        Self { station, events: vec![] }
+    }
+
+    fn poll(&mut self) -> usize {
+        self.station.poll(&mut |event| self.events.push(event)).unwrap()
+    }
+
+    fn tick(&mut self) {
+        self.station.tick(&mut |event| self.events.push(event));
+    }
+
+    fn advance(&mut self) -> bool {
+        self.station.advance(&mut |event| self.events.push(event))
+    }
+
+    fn events(&mut self) -> Vec<Event> {
+        core::mem::take(&mut self.events)
+    }
+
+    fn mac(&self) -> MacAddress {
+        self.station.card.mac
+    }
+
+    fn deliver(&mut self, bytes: &[u8]) {
+        self.station.card.inbox.push_back(bytes.to_vec());
+        self.poll();
+    }
+
+    /// Every page frame is somewhere, once.
+    fn check_frames(&self) {
+        let station = &self.station;
+        let leaving = station.card.leaving.iter().flatten();
+        let mut numbers: Vec<usize> =
+            station.card.posted.iter().chain(leaving).map(|page| page.number).collect();
+        numbers.extend(station.spare.iter().map(|page| page.number));
+        numbers.extend(station.ready.iter().map(|ready| ready.frame.number));
+        numbers.sort_unstable();
+        assert_eq!(numbers, (0..FRAMES).collect::<Vec<_>>());
+        assert_eq!(station.card.untold, 0);
+    }
+}
+
+/// Carries what was sent to whom it is for, once; how many frames.
+fn carry(nodes: &mut [Node]) -> usize {
+    let mut count = 0;
+    for from in 0..nodes.len() {
+        for sent in core::mem::take(&mut nodes[from].station.card.outbox) {
+            count += 1;
+            for (to, node) in nodes.iter_mut().enumerate() {
+                let destination = &sent.bytes[..6];
+                if to != from && (destination == [0xff; 6] || destination == node.mac().0) {
+                    node.station.card.inbox.push_back(sent.bytes.clone());
+                }
+            }
+        }
+    }
+    for node in nodes {
+        while node.poll() != 0 {}
+    }
+    count
+}
+
+fn settle(nodes: &mut [Node]) {
+    while carry(nodes) != 0 {}
+}
+
+/// Two nodes that know each other.
+fn two(clock: &Rc<Cell<u64>>) -> [Node; 2] {
+    let mut nodes = [Node::new(1, clock), Node::new(2, clock)];
+    nodes[0].tick();
+    settle(&mut nodes);
+    nodes
+}
+
+fn frame(from: u16, to: u16, kind: Kind, payload: &[u8]) -> Vec<u8> {
+    let identity = Identity { cluster: 1, epoch: 0, node: from, incarnation: 0 };
+    let message = Message {
+        kind,
+        class: Class::Bulk,
+        sequence: 77,
+        acknowledgement: 0,
+        payload_bytes: u16::try_from(payload.len()).unwrap(),
+        payload_checksum: ipc::wire::crc32c(0, payload),
+    };
+    let mac = MacAddress([2, 0, 0, 0, 0, u8::try_from(from).unwrap()]);
+    let mut bytes = FrameHeader::new(identity, mac, to, ALL_STATIONS, message).as_bytes().to_vec();
+    bytes.extend(payload);
+    bytes
+}
+
+#[test]
+fn nodes_find_each_other_by_one_announcement() {
+    let clock = Rc::new(Cell::new(0));
+    let mut nodes = [Node::new(1, &clock), Node::new(2, &clock), Node::new(3, &clock)];
+    nodes[0].tick();
+    settle(&mut nodes);
+    let [a, b, c] = [nodes[0].mac(), nodes[1].mac(), nodes[2].mac()];
+    assert_eq!(nodes[0].events(), [Event::PeerFound(2, b), Event::PeerFound(3, c)]);
+    assert_eq!(nodes[1].events(), [Event::PeerFound(1, a)]);
+    assert_eq!(nodes[2].events(), [Event::PeerFound(1, a)]);
+    // Announcements that follow tell nothing new, and silence is noticed.
+    clock.set(200);
+    nodes[0].tick();
+    nodes[1].tick();
+    settle(&mut nodes);
+    clock.set(400);
+    nodes[0].tick();
+    assert_eq!(nodes[0].events(), [Event::PeerLost(3, c)]);
+    let peers = nodes[0].station.peers(|ticks| ticks);
+    assert_eq!(peers.len(), 1);
+    assert_eq!((peers[0].node, peers[0].mac, peers[0].silent_ms), (2, b.0, 200));
+    nodes.iter().for_each(Node::check_frames);
+}
+
+#[test]
+fn a_restarted_peer_and_a_duplicate_are_told_apart() {
+    let clock = Rc::new(Cell::new(0));
+    let [mut one, mut two] = two(&clock);
+    one.events();
+    clock.set(100);
+    two = Node::with_incarnation(2, &clock, two.station.identity.incarnation + 1);
+    two.tick();
+    let mut nodes = [one, two];
+    settle(&mut nodes);
+    assert_eq!(nodes[0].events(), [Event::PeerRestarted(2, nodes[1].mac())]);
+    // The restarted one knows the other again at once.
+    assert_eq!(nodes[1].events(), [Event::PeerFound(1, nodes[0].mac())]);
+
+    let mut third = Node::new(2, &clock);
+    third.station.card.mac = MacAddress([2, 0, 0, 0, 0, 99]);
+    third.tick();
+    let [one, two] = nodes;
+    let mut nodes = [one, two, third];
+    settle(&mut nodes);
+    assert_eq!(nodes[0].events(), [Event::DuplicateNode(2, nodes[1].mac(), nodes[2].mac())]);
+    assert_eq!(nodes[1].events(), [Event::OwnNumberTaken(nodes[2].mac())]);
+    nodes[2].tick();
+    clock.set(210);
+    nodes[2].tick();
+    settle(&mut nodes);
+    // Told once, counted each time.
+    assert_eq!((nodes[0].events(), nodes[1].events()), (vec![], vec![]));
+    assert_eq!(nodes[0].station.dropped.duplicate, 2);
+    assert_eq!(nodes[1].station.dropped.duplicate, 2);
+}
+
+#[test]
+fn a_page_goes_back_from_the_frame_it_landed_in() {
+    let clock = Rc::new(Cell::new(0));
+    let [mut one, _] = two(&clock);
+    one.station.card.outbox.clear();
+    let landing = one.station.card.posted[0].number;
+    let payload: Vec<u8> = (0..4096u32).map(|i| (i * 7).to_le_bytes()[0]).collect();
+    one.deliver(&frame(2, 1, Kind::EchoRequest, &payload));
+    let sent = &one.station.card.outbox[0];
+    assert_eq!(sent.page, Some(landing));
+    assert_eq!(sent.bytes[HEADER_BYTES..], payload);
+    let parsed = FrameHeader::parse(&sent.bytes, sent.bytes.len()).unwrap();
+    assert_eq!((parsed.kind, parsed.header.acknowledgement.get()), (Kind::EchoReply, 77));
+    assert_eq!(parsed.header.destination.get(), 2);
+    assert_eq!(one.station.card.filled, 0);
+    // A header alone is answered by a header alone.
+    one.deliver(&frame(2, 1, Kind::EchoRequest, &[]));
+    assert_eq!(one.station.card.outbox[1].bytes.len(), HEADER_BYTES);
+    one.poll();
+    one.check_frames();
+}
+
+#[test]
+fn exchanges_are_measured() {
+    for payload_bytes in [0, 8, 4096] {
+        let clock = Rc::new(Cell::new(0));
+        let mut nodes = two(&clock);
+        let request = ExchangeRequest { node: 2, payload_bytes, count: 50 };
+        assert_eq!(nodes[0].station.begin_exchange(request), ExchangeAnswer::Begun);
+        assert_eq!(nodes[0].station.begin_exchange(request), ExchangeAnswer::Busy);
+        nodes[0].events();
+        for i in 0..50 {
+            assert_eq!(nodes[0].station.exchange(), Exchange::Running(i));
+            assert!(nodes[0].station.can_advance() && nodes[0].advance());
+            assert!(nodes[0].station.is_expecting() && !nodes[0].advance());
+            clock.set(clock.get() + 10 + u64::from(i));
+            settle(&mut nodes);
+        }
+        let expected = ExchangeTimes {
+            request,
+            completed: 50,
+            lost: 0,
+            least_ticks: 10,
+            median_ticks: 34,
+            percentile_99_ticks: 59,
+            most_ticks: 59,
+        };
+        assert_eq!(nodes[0].station.exchange(), Exchange::Done(expected));
+        assert_eq!(nodes[0].events(), [Event::Measured(expected)]);
+        // The processor wrote a page once, for the first request; then what came goes out again.
+        assert_eq!(nodes[0].station.card.filled, usize::from(payload_bytes != 0));
+        let counters = nodes[0].station.counters();
+        // Two announcements, too: to all, and to the one that answered.
+        assert_eq!(counters.sent.frames, 52);
+        assert_eq!(counters.dropped, Drops::default());
+        for node in &mut nodes {
+            node.poll();
+            node.check_frames();
+        }
+    }
+}
+
+#[test]
+fn an_exchange_that_cannot_be_is_refused() {
+    let clock = Rc::new(Cell::new(0));
+    let [mut one, _] = two(&clock);
+    let good = ExchangeRequest { node: 2, payload_bytes: 4096, count: 1 };
+    let mut answer = |request| one.station.begin_exchange(request);
+    assert_eq!(answer(ExchangeRequest { node: 3, ..good }), ExchangeAnswer::NoSuchPeer);
+    for payload_bytes in [1, 7, 4097, u16::MAX] {
+        assert_eq!(answer(ExchangeRequest { payload_bytes, ..good }), ExchangeAnswer::OutOfRange);
+    }
+    for count in [0, 1001, u16::MAX] {
+        assert_eq!(answer(ExchangeRequest { count, ..good }), ExchangeAnswer::OutOfRange);
+    }
+    one.station.card.mtu = Some(4133);
+    assert_eq!(one.station.begin_exchange(good), ExchangeAnswer::TooLong(Some(4133)));
+    one.station.card.mtu = None;
+    assert_eq!(one.station.begin_exchange(good), ExchangeAnswer::TooLong(None));
+    let small = ExchangeRequest { payload_bytes: 1462, ..good };
+    assert_eq!(one.station.begin_exchange(small), ExchangeAnswer::Begun);
+}
+
+#[test]
+fn a_silent_peer_ends_the_measurement() {
+    let clock = Rc::new(Cell::new(0));
+    let [mut one, _] = two(&clock);
+    one.events();
+    one.station.begin_exchange(ExchangeRequest { node: 2, payload_bytes: 4096, count: 100 });
+    let mut tries = 0;
+    while one.advance() {
+        tries += 1;
+        assert_eq!(one.station.deadline(), (clock.get() + 40).min(one.station.next_announcement));
+        clock.set(clock.get() + 40);
+        one.tick();
+        one.poll();
+    }
+    assert_eq!(tries, 8);
+    let [.., Event::Measured(times)] = one.events()[..] else { panic!("not told") };
+    assert_eq!((times.completed, times.lost), (0, 8));
+    one.poll();
+    one.check_frames();
+}
+
+#[test]
+fn a_full_card_costs_no_frame() {
+    let clock = Rc::new(Cell::new(0));
+    let [mut one, _] = two(&clock);
+    one.station.card.stuck = true;
+    let page = frame(2, 1, Kind::EchoRequest, &[1; 4096]);
+    for _ in 0..400 {
+        one.deliver(&page);
+        one.check_frames();
+    }
+    let sent = one.station.card.leaving.len();
+    assert_eq!(sent, QUEUE);
+    assert!(one.station.dropped.no_room > 200);
+    one.station.card.stuck = false;
+    one.poll();
+    one.check_frames();
+    assert_eq!(one.station.card.posted.len(), QUEUE);
+}
+
+#[test]
+fn each_bad_frame_is_counted_by_its_reason() {
+    let clock = Rc::new(Cell::new(0));
+    let [mut one, _] = two(&clock);
+    one.station.card.outbox.clear();
+    let good = frame(2, 1, Kind::EchoRequest, &[1; 64]);
+    let mut drops = Drops::default();
+    let mut expect = |one: &mut Node, bytes: &[u8], count: fn(&mut Drops) -> &mut u64| {
+        one.deliver(bytes);
+        *count(&mut drops) += 1;
+        assert_eq!(one.station.dropped, drops);
+        one.check_frames();
+    };
+    for length in 0..HEADER_BYTES {
+        expect(&mut one, &good[..length], |d| &mut d.short);
+    }
+    for length in (HEADER_BYTES + 9..good.len()).step_by(5) {
+        expect(&mut one, &good[..length], |d| &mut d.malformed);
+    }
+    let with = |at: usize, value: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = value;
+        bytes
+    };
+    expect(&mut one, &with(12, 8), |d| &mut d.foreign);
+    expect(&mut one, &with(6, 3), |d| &mut d.malformed);
+    expect(&mut one, &with(14, 9), |d| &mut d.malformed);
+    expect(&mut one, &with(17, 9), |d| &mut d.malformed);
+    expect(&mut one, &with(15, 3), |d| &mut d.corrupt);
+    expect(&mut one, &with(HEADER_BYTES + 5, 0), |d| &mut d.corrupt);
+    expect(&mut one, &frame(2, 9, Kind::EchoRequest, &[]), |d| &mut d.elsewhere);
+    expect(&mut one, &frame(1, 1, Kind::EchoRequest, &[]), |d| &mut d.duplicate);
+    expect(&mut one, &frame(2, ALL_NODES, Kind::EchoRequest, &[1; 64]), |d| &mut d.unexpected);
+    expect(&mut one, &frame(2, 1, Kind::EchoReply, &[1; 64]), |d| &mut d.unexpected);
+    assert!(one.station.card.outbox.is_empty(), "something bad was answered");
+    one.deliver(&good);
+    assert_eq!(one.station.card.outbox.len(), 1);
+}
+
+#[test]
+fn more_nodes_than_the_table_holds_are_told_of_once() {
+    let clock = Rc::new(Cell::new(0));
+    let mut one = Node::new(1, &clock);
+    for node in 2..100 {
+        one.deliver(&frame(node, ALL_NODES, Kind::Announce, &[]));
+    }
+    let full = one.events().iter().filter(|event| matches!(event, Event::TooManyPeers(_))).count();
+    assert_eq!((full, one.station.dropped.unexpected), (1, 34));
+}
+
+/// Random frames: noise, good frames with some bits or their length changed, and good ones. Nothing panics, every
+/// frame is counted once, and no page frame is lost.
+#[test]
+fn hostile_frames_do_no_harm() {
+    let mut random = ChaCha8Rng::seed_from_u64(0x1a57);
+    let clock = Rc::new(Cell::new(0));
+    let [mut one, _] = two(&clock);
+    let before = one.station.received.frames;
+    let total = 150_000u64;
+    for i in 0..total {
+        clock.set(clock.get() + random.random_range(0..20));
+        let kind = [Kind::Announce, Kind::EchoRequest, Kind::EchoReply][random.random_range(0..3)];
+        let to = [1, 1, 1, 5, ALL_NODES][random.random_range(0..5)];
+        let payload = vec![random.random(); [0, 8, 100, 4096][random.random_range(0..4)]];
+        let mut bytes = frame(random.random_range(0..70), to, kind, &payload);
+        match random.random_range(0..4) {
+            0 => random.fill(&mut bytes[..]),
+            1 => {
+                for _ in 0..random.random_range(1..4) {
+                    let at = random.random_range(0..bytes.len());
+                    bytes[at] ^= 1 << random.random_range(0..8);
+                }
+            }
+            2 => bytes.resize(random.random_range(0..=HEADER_BYTES + 4096), random.random()),
+            _ => {}
+        }
+        one.deliver(&bytes);
+        if random.random_ratio(1, 50) {
+            one.station.card.stuck = random.random();
+            one.tick();
+            one.station.begin_exchange(ExchangeRequest {
+                node: random.random_range(0..70),
+                payload_bytes: [0, 4096][random.random_range(0..2)],
+                count: random.random(),
+            });
+            one.advance();
+        }
+        if i % 500 == 0 {
+            one.check_frames();
+        }
+        one.station.card.outbox.clear();
+    }
+    one.station.card.stuck = false;
+    one.poll();
+    one.check_frames();
+    let Drops { short, foreign, malformed, corrupt, elsewhere, duplicate, unexpected, .. } =
+        one.station.dropped;
+    // Duplicates and the unexpected were well-formed, so they count as received as well; only frames that claim this
+    // node's own number are refused as duplicates before that.
+    let refused = short + foreign + malformed + corrupt + elsewhere;
+    let accepted = one.station.received.frames - before;
+    assert!(refused + accepted <= total && refused + accepted + duplicate >= total);
+    for count in [short, foreign, malformed, corrupt, elsewhere, duplicate, unexpected, accepted] {
+        assert!(count > 100, "{:?}", one.station.counters());
+    }
+}

@@ -1,0 +1,257 @@
+//! A system test: what is booted, what must be seen, and the verdict.
+//!
+//! A verdict is pass, fail or unknown. It fails when the system showed something wrong; it is unknown when the
+//! system could not show anything any more: a triple fault, a hang, an emulator that died.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::cluster::BootMethod;
+use crate::qemu::{Clock, Ending};
+
+/// What the kernel prints on COM1 before the reason for which it gave up.
+pub const KERNEL_PANIC: &str = "kernel panic";
+
+/// One system test.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// Its name, for `--only`.
+    pub name: &'static str,
+    /// The manifest of the image.
+    pub manifest: &'static str,
+    /// How its nodes boot.
+    pub boot: BootMethod,
+    /// Nodes.
+    pub nodes: u8,
+    /// Processors of each.
+    pub cpus: u32,
+    /// Memory of each in MiB.
+    pub memory_mib: u32,
+    /// The nodes' time.
+    pub clock: Clock,
+    /// How long it may take.
+    pub timeout: Duration,
+    /// Texts that every node's log must show, in this order, each in a line of its own.
+    pub expect: &'static [&'static str],
+    /// Texts that no log may show.
+    pub never: &'static [&'static str],
+    /// How the nodes must end.
+    pub end: End,
+    /// What the network does to frames, as [`crate::switch::Impairment`] reads it; the seed is fixed.
+    pub network: &'static str,
+    /// When the first node is cut off from the others, and until when.
+    pub cut: Option<Cut>,
+    /// A change to the boot module, to test that it is refused.
+    pub damage: Option<fn(&mut Vec<u8>)>,
+}
+
+/// A cut of the first node's link, between two texts of the logs.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Cut {
+    /// The text that begins it.
+    pub from: &'static str,
+    /// The text that ends it.
+    pub until: &'static str,
+}
+
+/// How the nodes of a scenario must end.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum End {
+    /// They are running when all that is expected has been seen.
+    Running,
+    /// A program on each writes its verdict to port 0xf4.
+    Verdict,
+}
+
+/// What came of a scenario.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Verdict {
+    /// All was as it must be.
+    Pass,
+    /// Something was wrong.
+    Fail(String),
+    /// It cannot be said.
+    Unknown(String),
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pass => f.write_str("pass"),
+            Self::Fail(reason) => write!(f, "fail: {reason}"),
+            Self::Unknown(reason) => write!(f, "unknown: {reason}"),
+        }
+    }
+}
+
+/// Judges a scenario by what its nodes show.
+#[derive(Debug)]
+pub struct Judge<'a> {
+    scenario: &'a Scenario,
+    nodes: Vec<Progress>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Progress {
+    /// Expected texts seen.
+    seen: usize,
+    ended: bool,
+}
+
+impl<'a> Judge<'a> {
+    /// Nothing was seen yet.
+    pub fn new(scenario: &'a Scenario) -> Self {
+        Self { scenario, nodes: vec![Progress::default(); usize::from(scenario.nodes)] }
+    }
+
+    /// A line of the log or of the console of a node, counted from 0.
+    pub fn line(&mut self, node: usize, line: &str) -> Option<Verdict> {
+        let scenario = self.scenario;
+        // A test may expect the very text that would otherwise be a failure.
+        if let Some(progress) = self.nodes.get_mut(node)
+            && scenario.expect.get(progress.seen).is_some_and(|text| line.contains(text))
+        {
+            progress.seen += 1;
+            return self.passed();
+        }
+        let bad = scenario.never.iter().chain(&[KERNEL_PANIC]).find(|text| line.contains(**text))?;
+        Some(Verdict::Fail(format!("{} says '{bad}'", name(node))))
+    }
+
+    /// The end of a node, after all its lines.
+    pub fn ended(&mut self, node: usize, ending: &Ending) -> Option<Verdict> {
+        let who = name(node);
+        match (ending, self.scenario.end) {
+            (Ending::Failed, _) => return Some(Verdict::Fail(format!("{who} reports a failure"))),
+            (Ending::TripleFault, _) => return Some(Verdict::Unknown(format!("{who} had a triple fault"))),
+            (Ending::Died(how), _) => return Some(Verdict::Unknown(format!("{who}: {how}"))),
+            (Ending::Passed, End::Verdict) => {}
+            (Ending::Passed, End::Running) => {
+                return Some(Verdict::Fail(format!("{who} ended with a verdict")));
+            }
+            (Ending::PoweredOff, _) => return Some(Verdict::Fail(format!("{who} powered off"))),
+        }
+        if let Some(missing) = self.missing(node) {
+            return Some(Verdict::Fail(format!("{who} ended without '{missing}'")));
+        }
+        if let Some(progress) = self.nodes.get_mut(node) {
+            progress.ended = true;
+        }
+        self.passed()
+    }
+
+    /// The time is over.
+    pub fn timed_out(&self) -> Verdict {
+        let waited = (0..self.nodes.len()).find_map(|node| self.missing(node).map(|text| (node, text)));
+        let seconds = self.scenario.timeout.as_secs();
+        Verdict::Unknown(match waited {
+            Some((node, text)) => format!("{} did not say '{text}' within {seconds} s", name(node)),
+            None => format!("not all nodes ended within {seconds} s"),
+        })
+    }
+
+    fn missing(&self, node: usize) -> Option<&'static str> {
+        self.nodes.get(node).and_then(|progress| self.scenario.expect.get(progress.seen)).copied()
+    }
+
+    fn passed(&self) -> Option<Verdict> {
+        let all = self.nodes.iter().all(|node| {
+            node.seen == self.scenario.expect.len() && (node.ended || self.scenario.end == End::Running)
+        });
+        all.then_some(Verdict::Pass)
+    }
+}
+
+/// Nodes are shown with their numbers from 1.
+fn name(node: usize) -> String {
+    format!("node {}", node + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: Scenario = Scenario {
+        name: "base",
+        manifest: "images/unum.toml",
+        boot: BootMethod::Direct,
+        nodes: 1,
+        cpus: 1,
+        memory_mib: 256,
+        clock: Clock::Wall,
+        timeout: Duration::from_secs(30),
+        expect: &["one", "two"],
+        never: &["lost"],
+        end: End::Running,
+        network: "",
+        cut: None,
+        damage: None,
+    };
+
+    fn fails(verdict: Option<Verdict>, text: &str) {
+        assert!(matches!(&verdict, Some(Verdict::Fail(reason)) if reason.contains(text)), "{verdict:?}");
+    }
+
+    fn is_unknown(verdict: Option<Verdict>, text: &str) {
+        assert!(matches!(&verdict, Some(Verdict::Unknown(reason)) if reason.contains(text)), "{verdict:?}");
+    }
+
+    #[test]
+    fn texts_must_come_in_order_each_in_its_line() {
+        let mut judge = Judge::new(&BASE);
+        assert_eq!(judge.line(0, "two"), None);
+        assert_eq!(judge.line(0, "one two"), None);
+        is_unknown(Some(judge.timed_out()), "node 1 did not say 'two' within 30 s");
+        assert_eq!(judge.line(0, "number two"), Some(Verdict::Pass));
+    }
+
+    #[test]
+    fn every_node_must_show_all() {
+        let scenario = Scenario { nodes: 2, ..BASE };
+        let mut judge = Judge::new(&scenario);
+        for (node, text, verdict) in [
+            (0, "one", None),
+            (0, "two", None),
+            (1, "one", None),
+            (7, "two", None),
+            (1, "two", Some(Verdict::Pass)),
+        ] {
+            assert_eq!(judge.line(node, text), verdict);
+        }
+    }
+
+    #[test]
+    fn what_must_not_be_seen_fails_at_once_unless_expected() {
+        fails(Judge::new(&BASE).line(0, "frames lost: 1"), "node 1 says 'lost'");
+        fails(Judge::new(&BASE).line(0, "kernel panic: no memory"), "kernel panic");
+        let scenario = Scenario { expect: &["kernel panic: bad image"], ..BASE };
+        assert_eq!(Judge::new(&scenario).line(0, "kernel panic: bad image"), Some(Verdict::Pass));
+        fails(Judge::new(&scenario).line(0, "kernel panic: no memory"), "kernel panic");
+    }
+
+    #[test]
+    fn a_verdict_counts_only_with_all_texts_and_from_all_nodes() {
+        let scenario = Scenario { end: End::Verdict, nodes: 2, ..BASE };
+        let mut judge = Judge::new(&scenario);
+        for node in [0, 1] {
+            assert_eq!(judge.line(node, "one"), None);
+            assert_eq!(judge.line(node, "two"), None);
+        }
+        is_unknown(Some(judge.timed_out()), "not all nodes ended");
+        assert_eq!(judge.ended(0, &Ending::Passed), None);
+        assert_eq!(judge.ended(1, &Ending::Passed), Some(Verdict::Pass));
+        let mut judge = Judge::new(&scenario);
+        assert_eq!(judge.line(1, "one"), None);
+        fails(judge.ended(1, &Ending::Passed), "node 2 ended without 'two'");
+        fails(judge.ended(0, &Ending::Failed), "reports a failure");
+        fails(judge.ended(0, &Ending::PoweredOff), "powered off");
+    }
+
+    #[test]
+    fn what_cannot_be_known_is_unknown() {
+        is_unknown(Judge::new(&BASE).ended(0, &Ending::TripleFault), "triple fault");
+        is_unknown(Judge::new(&BASE).ended(0, &Ending::Died("QEMU ended with signal 9".into())), "signal 9");
+        fails(Judge::new(&BASE).ended(0, &Ending::PoweredOff), "powered off");
+        fails(Judge::new(&BASE).ended(0, &Ending::Passed), "verdict");
+    }
+}

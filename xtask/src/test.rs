@@ -1,0 +1,193 @@
+//! `cargo xtask test`: the tests on the host, then the system tests.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::build::{self, Built};
+use crate::cluster::{Cluster, Event, Plan, Recording};
+use crate::host_tests::{self, Count};
+use crate::logs::{self, Colour};
+use crate::paths::RunDirectory;
+use crate::process::{POLL, check_interrupted};
+use crate::scenario::{Cut, Judge, Scenario, Verdict};
+use crate::scenarios::SCENARIOS;
+use crate::setup;
+
+/// How many of the last lines are shown of a scenario that does not pass.
+const LAST_LINES: usize = 25;
+/// How long a node that failed may go on telling why.
+const AFTERMATH: Duration = Duration::from_millis(500);
+/// What the tests on the host are called among the scenarios.
+const HOST: &str = "host";
+
+/// Runs the tests on the host, then the system tests in QEMU and Bochs.
+///
+/// Each system test says pass, fail, or unknown: it is unknown after a triple fault, a hang, or the death of the
+/// emulator. What it leaves behind lies in .unum/test/NAME.
+#[derive(clap::Args, Debug)]
+pub struct Arguments {
+    /// Run only the tests whose name contains this; "host" are those on the host
+    #[arg(long)]
+    only: Option<String>,
+    /// List the tests
+    #[arg(long)]
+    list: bool,
+}
+
+/// Runs the command; whether all passed.
+///
+/// # Errors
+/// The tests cannot be run.
+pub fn run(arguments: &Arguments) -> Result<bool> {
+    let wanted = |name: &str| arguments.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
+    let scenarios: Vec<_> = SCENARIOS.iter().filter(|s| wanted(s.name)).collect();
+    if arguments.list {
+        let names = wanted(HOST).then_some(HOST).into_iter().chain(scenarios.iter().map(|s| s.name));
+        names.for_each(|name| println!("{name}"));
+        return Ok(true);
+    }
+    ensure!(
+        wanted(HOST) || !scenarios.is_empty(),
+        "no test's name contains '{}'; cargo xtask test --list names all",
+        arguments.only.as_deref().unwrap_or_default()
+    );
+    let tools: BTreeSet<_> = scenarios.iter().flat_map(|s| s.boot.tools()).copied().collect();
+    setup::ensure(&tools.into_iter().collect::<Vec<_>>())?;
+    let mut count = if wanted(HOST) { host_tests::run()? } else { Count::default() };
+    if !scenarios.is_empty() {
+        let systems = run_all(&scenarios)?;
+        count.passed += systems.passed;
+        count.failed += systems.failed;
+    }
+    println!("{} passed, {} failed", count.passed, count.failed);
+    Ok(count.failed == 0)
+}
+
+fn run_all(scenarios: &[&Scenario]) -> Result<Count> {
+    let directory = RunDirectory::claim("test")?;
+    let manifests: BTreeSet<_> = scenarios.iter().map(|s| Path::new(s.manifest)).collect();
+    let paths: Vec<_> = manifests.into_iter().collect();
+    let built: BTreeMap<_, _> = paths.iter().copied().zip(build::build_all(&paths)?).collect();
+    let mut count = Count::default();
+    for scenario in scenarios {
+        check_interrupted()?;
+        let built = built.get(Path::new(scenario.manifest)).context("a manifest was not built")?;
+        let directory = directory.make(scenario.name)?;
+        let start = Instant::now();
+        // A scenario that cannot be run has not passed; the others can still tell something.
+        let report = run_one(scenario, built, &directory).or_else(|error| {
+            check_interrupted()?;
+            let verdict = Verdict::Unknown(format!("{error:#}"));
+            Ok::<_, anyhow::Error>(Report { verdict, lines: VecDeque::new() })
+        })?;
+        println!("{}: {} ({:.1} s)", scenario.name, report.verdict, start.elapsed().as_secs_f32());
+        if report.verdict == Verdict::Pass {
+            count.passed += 1;
+        } else {
+            count.failed += 1;
+            report.lines.iter().for_each(|line| println!("    {line}"));
+            println!("    all of it: {}", directory.display());
+        }
+    }
+    Ok(count)
+}
+
+/// What came of a scenario, and the last that was seen of it.
+struct Report {
+    verdict: Verdict,
+    lines: VecDeque<String>,
+}
+
+fn run_one(scenario: &Scenario, built: &Built, directory: &Path) -> Result<Report> {
+    let module = scenario.damage.map(|damage| damaged(&built.module, damage, directory)).transpose()?;
+    let mut cluster = Cluster::start(&Plan {
+        built,
+        module: module.as_deref(),
+        boot: scenario.boot,
+        nodes: scenario.nodes,
+        cpus: scenario.cpus,
+        memory_mib: scenario.memory_mib,
+        clock: scenario.clock,
+        gdb: None,
+        network: scenario.network.parse()?,
+        recording: Recording::On,
+        directory,
+    })?;
+    let deadline = Instant::now() + scenario.timeout;
+    let mut judge = Judge::new(scenario);
+    let mut lines = VecDeque::new();
+    let verdict = loop {
+        let events = cluster.poll()?;
+        if let Some(cut) = scenario.cut {
+            follow(cut, &cluster, &events)?;
+        }
+        if let Some(verdict) = take(events, &mut judge, &mut lines) {
+            break verdict;
+        }
+        check_interrupted()?;
+        if Instant::now() >= deadline {
+            // What was still held back may yet decide.
+            let held = take(cluster.finish()?, &mut judge, &mut lines);
+            lines.extend(cluster.whereabouts());
+            return Ok(Report { verdict: held.unwrap_or_else(|| judge.timed_out()), lines });
+        }
+        sleep(POLL);
+    };
+    if verdict != Verdict::Pass {
+        // The reason of a panic follows its first line.
+        sleep(AFTERMATH);
+        let mut events = cluster.poll()?;
+        events.extend(cluster.finish()?);
+        take(events, &mut judge, &mut lines);
+        lines.extend(cluster.network().lines().map(str::to_owned));
+    }
+    Ok(Report { verdict, lines })
+}
+
+/// Cuts and heals the network when the logs say so.
+fn follow(cut: Cut, cluster: &Cluster, events: &[Event]) -> Result<()> {
+    for event in events {
+        match event {
+            Event::Log(_, line) if line.text.contains(cut.from) => cluster.cut()?,
+            Event::Log(_, line) if line.text.contains(cut.until) => cluster.heal(),
+            Event::Log(..) | Event::Console(..) | Event::Ended(..) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Keeps the last lines, and lets the judge see all events; the first verdict counts.
+fn take(events: Vec<Event>, judge: &mut Judge, lines: &mut VecDeque<String>) -> Option<Verdict> {
+    let mut verdict = None;
+    for event in events {
+        let (shown, said) = match &event {
+            Event::Log(node, line) => {
+                (Some(logs::show(line, Colour::Plain).trim_end().to_owned()), judge.line(*node, &line.text))
+            }
+            Event::Console(node, line) => {
+                (Some(format!("node {}: {line}", node + 1)), judge.line(*node, line))
+            }
+            Event::Ended(node, ending) => (None, judge.ended(*node, ending)),
+        };
+        lines.extend(shown);
+        if lines.len() > LAST_LINES {
+            lines.pop_front();
+        }
+        verdict = verdict.or(said);
+    }
+    verdict
+}
+
+/// A boot module with a change to it.
+fn damaged(module: &Path, damage: fn(&mut Vec<u8>), directory: &Path) -> Result<PathBuf> {
+    let mut bytes = fs::read(module).with_context(|| format!("{} cannot be read", module.display()))?;
+    damage(&mut bytes);
+    let path = directory.join("damaged.img");
+    fs::write(&path, bytes).with_context(|| format!("{} cannot be written", path.display()))?;
+    Ok(path)
+}
