@@ -4,6 +4,8 @@
 //! hides them. What the kernel maps is complete (devices included) before the first service shares the kernel's half.
 //! The other cores run, idle, before the services are made, because services are spread over the cores that came.
 
+use core::fmt;
+
 use ipc::image::Image;
 use kernel::acpi::Acpi;
 use kernel::acpi::fadt::Register;
@@ -25,6 +27,7 @@ use crate::discover::{Found, discover};
 use crate::hw::boot::{Handover, Protocol};
 use crate::hw::direct::{Tables, boot_module};
 use crate::hw::machine::HwMachine;
+use crate::hw::panic::refuse;
 use crate::hw::percpu::{PerCpu, apic_id_of};
 use crate::hw::smp::TrampolinePage;
 use crate::hw::space::{FinishedSpace, KernelSpace};
@@ -35,49 +38,41 @@ const PAGE: u64 = ipc::abi::PAGE_SIZE as u64;
 /// What real mode reaches, less what firmware likes to keep at its end.
 const TRAMPOLINE_END: u64 = 0x9_f000;
 
-/// Boots, and leaves to the first service. What stands in its way is told on the console, and ends in a panic.
+/// Boots, and leaves to the first service. What stands in its way is told on the console.
 pub fn start(handover: Handover, core: &'static mut PerCpu) -> ! {
     let information = read_information(&handover);
-    let acpi = match Acpi::read(&handover.memory, &information.rsdp) {
-        Ok(acpi) => acpi,
-        Err(error) => panic!("{error}"),
-    };
+    let acpi = or_refuse("ACPI", Acpi::read(&handover.memory, &information.rsdp));
     let Some((module_at, module_bytes)) = information.module else {
-        panic!("no boot module: the boot loader must load the image beside the kernel")
+        refuse(format_args!("no boot module: the boot loader must load the image beside the kernel"))
     };
     let (free, trampoline) = free_memory(&information, module_at, module_bytes);
     let mut frames = Frames::new(&free);
-    let kernel_space = match KernelSpace::build(&mut frames, &information.memory, acpi.madt.processors.len())
-    {
-        Ok(space) => space,
-        Err(error) => panic!("the kernel's address space: {error}"),
-    };
+    let processors = acpi.madt.processors.len();
+    let built = KernelSpace::build(&mut frames, &information.memory, processors);
+    let kernel_space = or_refuse("the kernel's address space", built);
     kernel_space.activate(handover.memory, core);
     let timer = match acpi.fixed.timer {
         Some((Register::Port(port), _)) => Some(port),
         _ => None,
     };
     let Some(frequencies) = clock::measure(timer) else {
-        panic!("no clock tells how fast the processor's is")
+        refuse(format_args!("no clock tells how fast the processor's is"))
     };
     apic::set_frequencies(frequencies);
-    let mut machine = match HwMachine::new(&acpi, &kernel_space, &mut frames, frequencies.tsc_hz) {
-        Ok(machine) => machine,
-        Err(error) => panic!("the chipset's registers: {error}"),
-    };
+    let mut machine = or_refuse(
+        "the chipset's registers",
+        HwMachine::new(&acpi, &kernel_space, &mut frames, frequencies.tsc_hz),
+    );
     let Some(module) = boot_module(&information.memory, module_at, module_bytes) else {
-        panic!("the boot module lies outside usable memory")
+        refuse(format_args!("the boot module lies outside usable memory"))
     };
-    let (image, system) = match Image::parse(module).and_then(|image| Ok((image, image.system()?))) {
-        Ok(parsed) => parsed,
-        Err(error) => panic!("{error}"),
-    };
+    let parsed = Image::parse(module).and_then(|image| Ok((image, image.system()?)));
+    let (image, system) = or_refuse("the image", parsed);
     let mut found = discover(&mut machine, &kernel_space, &mut frames, &system.devices);
     let finished = kernel_space.finish();
     let apic_ids = acpi.madt.processors.iter().map(|processor| processor.apic_id);
-    let most = acpi.madt.processors.len();
     let cores = match trampoline {
-        Some(page) => smp::start(apic_ids, most, page, frequencies.tsc_hz),
+        Some(page) => smp::start(apic_ids, processors, page, frequencies.tsc_hz),
         None => 1,
     };
     let platform = Platform {
@@ -95,19 +90,15 @@ pub fn start(handover: Handover, core: &'static mut PerCpu) -> ! {
     let Kernel { state, machine: place } = &mut *kernel;
     let now = machine.now();
     for _ in 0..cores {
-        let ring = match frames.allocate(RING_BYTES / PAGE, 1, None) {
-            Ok(ring) => LogRing::new(ring.start()),
-            Err(error) => panic!("a core's log: {error}"),
-        };
+        let ring = or_refuse("a core's log", frames.allocate(RING_BYTES / PAGE, 1, None));
+        let ring = LogRing::new(ring.start());
         // There are at most as many cores as places.
         let _ = state.logs.push(ring);
         let _ = state.cores.push(Core { since: now, ..Core::new() });
     }
     let mut spaces = ServiceSpaces(finished);
-    let routes = match load(state, &mut machine, &mut spaces, &mut frames, &image, &system, &platform) {
-        Ok(routes) => routes,
-        Err(error) => panic!("{error}"),
-    };
+    let loaded = load(state, &mut machine, &mut spaces, &mut frames, &image, &system, &platform);
+    let routes = or_refuse("the image", loaded);
     route(&mut machine, &acpi, &mut found, &routes);
     // The log's reader takes the rate of its time stamps from this line.
     defmt::println!("tsc_hz={=u64}", frequencies.tsc_hz);
@@ -129,15 +120,20 @@ pub fn start(handover: Handover, core: &'static mut PerCpu) -> ! {
     boot::leave(core)
 }
 
+/// What was done, or the end of the boot.
+fn or_refuse<T, E: fmt::Display>(what: &str, result: Result<T, E>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => refuse(format_args!("{what}: {error}")),
+    }
+}
+
 fn read_information(handover: &Handover) -> BootInformation {
     let parsed = match handover.protocol {
         Protocol::Pvh => pvh::parse(&handover.memory, handover.information),
         Protocol::Multiboot2 => multiboot2::parse(&handover.memory, handover.information),
     };
-    match parsed {
-        Ok(information) => information,
-        Err(error) => panic!("{error}"),
-    }
+    or_refuse("the boot loader's information", parsed)
 }
 
 /// The memory that is nobody's yet, and the page for the other cores' first steps.
@@ -148,11 +144,7 @@ fn free_memory(
 ) -> (MemoryMap, Option<TrampolinePage>) {
     let mut free = information.memory.clone();
     let (image_at, image_bytes) = space::image();
-    let mut exclude = |at, bytes| {
-        if let Err(error) = free.exclude(at, bytes) {
-            panic!("{error}");
-        }
-    };
+    let mut exclude = |at, bytes| or_refuse("the memory map", free.exclude(at, bytes));
     exclude(image_at, image_bytes);
     exclude(module_at, module_bytes);
     let low =

@@ -1,11 +1,12 @@
 //! The end of the kernel: a panic or an exception in ring 0 is told on COM1, and every core halts.
 #![expect(unsafe_code, reason = "machine-check registers")]
 
+use core::fmt;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::instructions::{halt_forever, read_cr2, read_cr3, read_msr};
-use super::{apic, percpu};
+use super::{percpu, smp};
 use crate::print;
 
 /// Set by the first core that panics or stops the node; the NMI entry looks at it.
@@ -44,7 +45,7 @@ pub fn stop_others() {
     if STOPPING.swap(1, Ordering::AcqRel) != 0 {
         halt_forever();
     }
-    apic::send_nmi_to_others();
+    smp::stop_others();
 }
 
 fn print_core() {
@@ -52,6 +53,13 @@ fn print_core() {
         Some(core) => print!("kernel panic on core {core}"),
         None => print!("kernel panic"),
     }
+}
+
+/// Ends a boot that cannot go on, through no fault of the kernel's: says why, and halts.
+pub fn refuse(reason: fmt::Arguments<'_>) -> ! {
+    stop_others();
+    print!("this node does not start: {reason}");
+    halt_forever()
 }
 
 #[panic_handler]

@@ -4,7 +4,7 @@
 
 use core::arch::global_asm;
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use ipc::abi::MAX_CORES;
 use kernel::address::PhysAddr;
@@ -31,6 +31,17 @@ static CLAIM: Claim = Claim {
     stack: AtomicU64::new(0),
     block: AtomicU64::new(0),
 };
+
+/// Whether the other cores were taken from the firmware. Before that an NMI would find them in its code, which may not
+/// survive it.
+static OTHERS_ARE_OURS: AtomicBool = AtomicBool::new(false);
+
+/// Halts all other cores that run the kernel.
+pub fn stop_others() {
+    if OTHERS_ARE_OURS.load(Ordering::Acquire) {
+        apic::send_nmi_to_others();
+    }
+}
 
 const NONE: u32 = 0;
 /// The first core waits for the core of `apic_id`.
@@ -91,6 +102,7 @@ pub fn start(
     for id in others.clone() {
         apic::send_init(id);
     }
+    OTHERS_ARE_OURS.store(true, Ordering::Release);
     clock::wait(tsc_hz / 100); // 10 ms
     let mut running = 1;
     for id in others {
