@@ -444,6 +444,8 @@ pub enum Inspect {
     Log = 4,
     /// Of calls (index 0): calls, replies, stale replies dropped, calls that ended as restarted.
     Calls = 5,
+    /// Of the boot (index 0): when the kernel was entered, when it left to the first service, 0, 0.
+    Boot = 6,
 }
 
 impl Inspect {
@@ -457,6 +459,7 @@ impl Inspect {
             3 => Some(Self::Node),
             4 => Some(Self::Log),
             5 => Some(Self::Calls),
+            6 => Some(Self::Boot),
             _ => None,
         }
     }

@@ -19,7 +19,7 @@ impl State {
         let limit = match item {
             Inspect::Core | Inspect::Log => self.cores.len(),
             Inspect::Service | Inspect::ServiceName => self.services.len(),
-            Inspect::Node | Inspect::Calls => 1,
+            Inspect::Node | Inspect::Calls | Inspect::Boot => 1,
         };
         if index >= limit {
             return Err(Error::NoSuchItem);
@@ -58,6 +58,7 @@ impl State {
                 let [records, bytes, refused] = self.logs[index].counts();
                 [records, bytes, refused, 0]
             }
+            Inspect::Boot => [self.node.entered, self.node.left, 0, 0],
             Inspect::Calls => [self.calls.calls, self.calls.replies, self.calls.stale, self.calls.restarted],
         })
     }

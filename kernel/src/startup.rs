@@ -26,6 +26,7 @@ use kernel::{multiboot2, pvh};
 use crate::discover::{Found, discover};
 use crate::hw::boot::{Handover, Protocol};
 use crate::hw::direct::{Tables, boot_module};
+use crate::hw::instructions::read_tsc;
 use crate::hw::machine::HwMachine;
 use crate::hw::panic::refuse;
 use crate::hw::percpu::{PerCpu, apic_id_of};
@@ -40,6 +41,7 @@ const TRAMPOLINE_END: u64 = 0x9_f000;
 
 /// Boots, and leaves to the first service. What stands in its way is told on the console.
 pub fn start(handover: Handover, core: &'static mut PerCpu) -> ! {
+    let entered = read_tsc();
     let information = read_information(&handover);
     let acpi = or_refuse("ACPI", Acpi::read(&handover.memory, &information.rsdp));
     let Some((module_at, module_bytes)) = information.module else {
@@ -113,6 +115,7 @@ pub fn start(handover: Handover, core: &'static mut PerCpu) -> ! {
     print!("unum: {} services on {cores} cores", state.services.len());
     let first = CoreId(0);
     klog::flush(state, &mut machine, first);
+    (state.node.entered, state.node.left) = (entered, machine.now());
     state.wake_up(&mut machine, first);
     *place = Some(machine);
     go_on(core, &mut kernel, first);

@@ -34,6 +34,10 @@ pub struct CallCounters {
 pub struct Node {
     /// TSC ticks per second.
     pub tsc_hz: u64,
+    /// When the kernel was entered, in TSC ticks.
+    pub entered: u64,
+    /// When it left to the first service.
+    pub left: u64,
     /// Page frames in all.
     pub frames: u64,
     /// Page frames that nothing was given.
@@ -79,7 +83,7 @@ impl State {
             cores: Vec::new(),
             interrupts: InterruptTable::new(),
             logs: Vec::new(),
-            node: Node { tsc_hz: 0, frames: 0, frames_free: 0, number: 0 },
+            node: Node { tsc_hz: 0, entered: 0, left: 0, frames: 0, frames_free: 0, number: 0 },
             calls: CallCounters { calls: 0, replies: 0, stale: 0, restarted: 0 },
             next_arrival: 0,
             turn: 0,
