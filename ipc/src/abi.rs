@@ -378,6 +378,12 @@ impl Token {
         Self((thread as u64 + 1) | (service as u64) << 16 | (sequence as u64) << 32)
     }
 
+    /// The token of the same thread's next call.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.wrapping_add(1 << 32))
+    }
+
     /// The calling thread's number on this node, or `None` for nobody.
     #[must_use]
     pub const fn thread(self) -> Option<usize> {
@@ -442,7 +448,7 @@ pub enum Inspect {
     Node = 3,
     /// Of the log ring of core `index`: records written, bytes written, records refused, 0.
     Log = 4,
-    /// Of calls (index 0): calls, replies, stale replies dropped, calls that ended as restarted.
+    /// Of calls (index 0): calls that servers took, replies that nobody waited for, calls that ended as restarted, 0.
     Calls = 5,
     /// Of the boot (index 0): when the kernel was entered, when it left to the first service, 0, 0.
     Boot = 6,
@@ -584,6 +590,30 @@ pub struct UserRegisters {
     pub r15: u64,
     pub rip: u64,
     pub rflags: u64,
+}
+
+impl UserRegisters {
+    /// All registers zero.
+    pub const ZERO: Self = Self {
+        rax: 0,
+        rbx: 0,
+        rcx: 0,
+        rdx: 0,
+        rsi: 0,
+        rdi: 0,
+        rbp: 0,
+        rsp: 0,
+        r8: 0,
+        r9: 0,
+        r10: 0,
+        r11: 0,
+        r12: 0,
+        r13: 0,
+        r14: 0,
+        r15: 0,
+        rip: 0,
+        rflags: 0,
+    };
 }
 
 const _: () = assert!(size_of::<UserRegisters>() == 18 * 8);

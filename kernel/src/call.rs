@@ -1,8 +1,8 @@
 //! Calls: a message to a service's endpoint, and the reply.
 //!
-//! The way that nearly every call takes is [`State::call`]'s first branch and [`State::receive`]'s: a server thread
-//! waits, gets the message in its registers and the caller's scheduling context, and gives the context back with its
-//! reply. No queue is touched and no timer set. Everything else (a busy server, a pinned one, a deferred or late
+//! The way that nearly every call takes is [`State::fast_call`] and [`State::fast_receive`]: a server thread waits, gets
+//! the message in its registers and the caller's scheduling context, and gives the context back with its reply. No
+//! queue is touched and no timer set. Everything else (a busy server, a pinned one, a deferred or late
 //! reply, a notification that waits) goes through queues and [`State::reschedule`].
 
 use ipc::abi::{
@@ -14,101 +14,87 @@ use crate::ids::{CoreId, ServiceId, ThreadId};
 use crate::machine::Machine;
 use crate::service::{Object, Serving};
 use crate::state::State;
-use crate::thread::{Queued, ThreadState};
-
-/// What travels in registers.
-type Words = [u64; 4];
+use crate::thread::{Queued, Thread, ThreadState};
 
 impl State {
-    /// The service that a handle of `service` lets it call.
-    fn endpoint(&self, service: ServiceId, handle: Handle) -> Result<ServiceId, Error> {
-        match self.services[service.index()].object(handle) {
-            Object::Endpoint(target) => {
-                let generation = self.services[target.index()].generation;
-                if handle.0 >> 16 == u64::from(generation) {
-                    Ok(target)
-                } else if handle.is_well_formed() {
-                    Err(Error::Restarted)
-                } else {
-                    Err(Error::BadHandle)
-                }
-            }
-            Object::Empty => Err(Error::BadHandle),
-            _ => Err(Error::WrongKind),
-        }
-    }
-
-    /// [`ipc::abi::Syscall::Call`].
-    ///
-    /// # Errors
-    /// The status for the caller; it goes on at once.
+    /// The way that nearly every call takes: the handle is current, a server thread waits, and it runs on its caller's
+    /// time. The server's thread, which runs now; nothing has changed when `None`.
     #[inline]
-    pub(crate) fn call<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId) -> Result<(), Error> {
-        let caller = &self.threads[id.index()];
-        let registers = &caller.context.registers;
-        let words = [registers.rdx, registers.r8, registers.r9, registers.r10];
-        let label = Label(registers.rsi);
-        let deadline = registers.r12;
-        let server_id = self.endpoint(caller.service, Handle(registers.rdi))?;
-        if label.bytes() > MAX_MESSAGE_BYTES {
-            return Err(Error::Malformed);
-        }
-        let server = &mut self.services[server_id.index()];
-        let caller = &mut self.threads[id.index()];
-        caller.sequence = caller.sequence.wrapping_add(1);
-        self.calls.calls += 1;
-        if server.receivers != 0 && server.serving == Serving::OnCallersTime {
-            let thread = server.take_receiver();
-            self.charge(m.now(), core);
-            let caller = &mut self.threads[id.index()];
-            caller.state = ThreadState::AwaitingReply { server: server_id };
-            caller.activation = 0;
-            self.lend(id, thread);
-            self.deliver(m, id, thread, label, words);
-            self.watch(m, core, id, deadline);
-            self.switch_to(m, core, thread);
-            return Ok(());
-        }
-        self.call_busy_server(m, core, id, server_id, label, words);
-        Ok(())
-    }
-
-    /// A call whose server serves on its own time, or has no thread free, or is down.
-    #[cold]
-    fn call_busy_server<M: Machine>(
+    pub(crate) fn fast_call<M: Machine>(
         &mut self,
         m: &mut M,
         core: CoreId,
         id: ThreadId,
-        server_id: ServiceId,
-        label: Label,
-        words: Words,
-    ) {
+    ) -> Option<ThreadId> {
+        let caller = &self.threads[id.index()];
+        let (handle, label) = (Handle(caller.context.registers.rdi), Label(caller.context.registers.rsi));
+        let deadline = caller.context.registers.r12;
+        let capabilities = &self.services[caller.service.index()].capabilities;
+        let Some(&Object::Endpoint(server_id)) = capabilities.get(handle.slot()) else { return None };
         let server = &mut self.services[server_id.index()];
-        let deadline = self.threads[id.index()].context.registers.r12;
-        if server.state == ServiceState::Down {
-            self.threads[id.index()].context.registers.rax = Error::Down.status();
-            return;
+        let ready = server.receivers != 0
+            && server.serving == Serving::OnCallersTime
+            && handle.0 >> 16 == u64::from(server.generation)
+            && label.bytes() <= MAX_MESSAGE_BYTES;
+        if !ready {
+            return None;
         }
+        let thread = server.take_receiver();
+        // A service has no endpoint of its own, so the two threads differ.
+        let [from, to] = self.threads.pair_mut(id.index(), thread.index())?;
+        from.token = from.token.next();
+        from.state = ThreadState::AwaitingReply { server: server_id };
+        from.activation = 0;
+        from.lent_to = Some(thread);
+        let context = from.on;
+        (to.on, to.lender) = (context, Some(id));
+        to.context.registers.rdi = from.token.0;
+        transfer(m, from, to, label);
+        let root = to.root;
+        self.threads[context.index()].runs = thread;
+        self.watch(m, core, id, deadline);
+        self.hand_over(m, core, thread, root);
+        Some(thread)
+    }
+
+    /// [`ipc::abi::Syscall::Call`], when it is not [`State::fast_call`]'s.
+    ///
+    /// # Errors
+    /// The status for the caller; it goes on at once.
+    pub(crate) fn call<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId) -> Result<(), Error> {
+        let caller = &mut self.threads[id.index()];
+        let (handle, label) = (Handle(caller.context.registers.rdi), Label(caller.context.registers.rsi));
+        let (service, deadline) = (caller.service, caller.context.registers.r12);
+        let Object::Endpoint(server_id) = self.resolve(service, handle)? else {
+            return Err(Error::WrongKind);
+        };
+        if label.bytes() > MAX_MESSAGE_BYTES {
+            return Err(Error::Malformed);
+        }
+        if self.services[server_id.index()].state == ServiceState::Down {
+            return Err(Error::Down);
+        }
+        let caller = &mut self.threads[id.index()];
+        caller.token = caller.token.next();
         self.start_wait(m, core, id, deadline);
         let server = &mut self.services[server_id.index()];
         if server.receivers == 0 {
+            server.callers |= 1 << id.index();
             let arrival = self.next_arrival;
             self.next_arrival += 1;
-            server.callers |= 1 << id.index();
             self.threads[id.index()].state = ThreadState::Sending { server: server_id, arrival };
         } else {
             // Pinned: a free thread takes the message on its own time.
             let thread = server.take_receiver();
             self.threads[id.index()].state = ThreadState::AwaitingReply { server: server_id };
-            self.deliver(m, id, thread, label, words);
+            self.deliver(m, id, thread);
             self.make_ready(m, core, thread, Outcome::Message as u64);
         }
         self.reschedule(m, core);
+        Ok(())
     }
 
     /// Lends the context that `caller` runs on to `server`.
-    #[inline]
     fn lend(&mut self, caller: ThreadId, server: ThreadId) {
         let context = self.threads[caller.index()].on;
         self.threads[caller.index()].lent_to = Some(server);
@@ -119,119 +105,87 @@ impl State {
     }
 
     /// Puts a caller's message into the registers and message page of a server thread, which is then ready.
-    #[inline]
-    fn deliver<M: Machine>(
-        &mut self,
-        m: &mut M,
-        caller: ThreadId,
-        server: ThreadId,
-        label: Label,
-        words: Words,
-    ) {
-        let token = self.threads[caller.index()].token(caller);
-        let from = self.threads[caller.index()].message_page;
-        let thread = &mut self.threads[server.index()];
-        thread.state = ThreadState::Ready;
-        thread.deadline = NEVER;
-        let registers = &mut thread.context.registers;
-        registers.rax = Outcome::Message as u64;
-        registers.rdi = token.0;
-        registers.rsi = label.0;
-        [registers.rdx, registers.r8, registers.r9, registers.r10] = words;
-        if label.bytes() != 0 {
-            m.copy(from, thread.message_page, label.bytes());
+    fn deliver<M: Machine>(&mut self, m: &mut M, caller: ThreadId, server: ThreadId) {
+        if let Some([from, to]) = self.threads.pair_mut(caller.index(), server.index()) {
+            to.context.registers.rdi = from.token.0;
+            transfer(m, from, to, Label(from.context.registers.rsi));
         }
     }
 
     /// The caller that waits for the reply to a token from this service.
-    #[inline]
     fn waiting_caller(&self, token: Token, server: ServiceId) -> Option<ThreadId> {
         let index = token.thread().filter(|&index| index < self.threads.len())?;
         let id = ThreadId::from_index(index);
         let caller = &self.threads[index];
-        (caller.state == ThreadState::AwaitingReply { server } && caller.token(id) == token).then_some(id)
+        (caller.state == ThreadState::AwaitingReply { server } && caller.token == token).then_some(id)
     }
 
-    /// [`ipc::abi::Syscall::Receive`].
+    /// The way that nearly every receive takes: it replies to the call whose caller lent its context, and nothing waits.
+    /// The caller, which runs now; nothing has changed when `None`.
+    #[inline]
+    pub(crate) fn fast_receive<M: Machine>(
+        &mut self,
+        m: &mut M,
+        core: CoreId,
+        id: ThreadId,
+    ) -> Option<ThreadId> {
+        let server = &self.threads[id.index()];
+        let registers = &server.context.registers;
+        let (token, mask, deadline) = (Token(registers.rdi), registers.r13, registers.r12);
+        let label = Label(registers.rsi);
+        let caller = server.lender?;
+        let service = &mut self.services[server.service.index()];
+        let ready = service.callers == 0
+            && service.pending & mask == 0
+            && mask & RECEIVE_MESSAGES != 0
+            && deadline != 0
+            && label.bytes() <= MAX_MESSAGE_BYTES;
+        let [to, from] = self.threads.pair_mut(caller.index(), id.index())?;
+        if !ready || to.token != token {
+            return None;
+        }
+        service.receivers |= from.slot_bit;
+        from.state = ThreadState::Receiving { mask };
+        from.activation = 0;
+        from.lender = None;
+        let context = core::mem::replace(&mut from.on, id);
+        to.lent_to = None;
+        transfer(m, from, to, label);
+        let root = to.root;
+        self.threads[context.index()].runs = caller;
+        self.watch(m, core, id, deadline);
+        self.hand_over(m, core, caller, root);
+        Some(caller)
+    }
+
+    /// [`ipc::abi::Syscall::Receive`], when it is not [`State::fast_receive`]'s.
     ///
     /// # Errors
     /// The status for the caller; it goes on at once.
-    #[inline]
     pub(crate) fn receive<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId) -> Result<(), Error> {
         let thread = &self.threads[id.index()];
         let registers = &thread.context.registers;
         let (token, mask, deadline) = (Token(registers.rdi), registers.r13, registers.r12);
-        let label = Label(registers.rsi);
-        let words = [registers.rdx, registers.r8, registers.r9, registers.r10];
-        let service_id = thread.service;
         if token != Token::NOBODY {
-            if label.bytes() > MAX_MESSAGE_BYTES {
+            if Label(registers.rsi).bytes() > MAX_MESSAGE_BYTES {
                 return Err(Error::Malformed);
             }
-            let Some(caller) = self.waiting_caller(token, service_id) else {
-                self.calls.stale += 1;
-                return self.wait_for_message(m, core, id, mask, deadline);
-            };
-            let service = &mut self.services[service_id.index()];
-            let nothing_waits = service.callers == 0 && service.pending & mask == 0;
-            let lent = self.threads[id.index()].lender == Some(caller);
-            if lent && nothing_waits && deadline != 0 && mask & RECEIVE_MESSAGES != 0 {
-                service.receivers |= 1 << self.threads[id.index()].slot;
-                self.charge(m.now(), core);
-                let server = &mut self.threads[id.index()];
-                server.state = ThreadState::Receiving { mask };
-                server.activation = 0;
-                server.lender = None;
-                let context = core::mem::replace(&mut server.on, id);
-                self.threads[context.index()].runs = caller;
-                self.threads[caller.index()].lent_to = None;
-                self.watch(m, core, id, deadline);
-                self.answer(m, id, caller, label, words);
-                self.switch_to(m, core, caller);
-                return Ok(());
+            match self.waiting_caller(token, thread.service) {
+                Some(caller) => self.finish_call(m, core, id, caller),
+                None => self.calls.stale += 1,
             }
-            self.finish_call(m, core, id, caller, label, words);
         }
-        self.wait_for_message(m, core, id, mask, deadline)
-    }
-
-    /// Puts a reply into the registers and message page of its caller, which is then ready.
-    #[inline]
-    fn answer<M: Machine>(
-        &mut self,
-        m: &mut M,
-        server: ThreadId,
-        caller: ThreadId,
-        label: Label,
-        words: Words,
-    ) {
-        self.calls.replies += 1;
-        let from = self.threads[server.index()].message_page;
-        let thread = &mut self.threads[caller.index()];
-        thread.state = ThreadState::Ready;
-        thread.deadline = NEVER;
-        let registers = &mut thread.context.registers;
-        registers.rax = Outcome::Message as u64;
-        registers.rsi = label.0;
-        [registers.rdx, registers.r8, registers.r9, registers.r10] = words;
-        if label.bytes() != 0 {
-            m.copy(from, thread.message_page, label.bytes());
-        }
+        self.wait_for_message(m, core, id, mask, deadline);
+        Ok(())
     }
 
     /// Replies when the server goes on by itself: the caller gets its context back and is queued.
-    fn finish_call<M: Machine>(
-        &mut self,
-        m: &mut M,
-        core: CoreId,
-        server: ThreadId,
-        caller: ThreadId,
-        label: Label,
-        words: Words,
-    ) {
+    fn finish_call<M: Machine>(&mut self, m: &mut M, core: CoreId, server: ThreadId, caller: ThreadId) {
         self.take_back_context(m, core, caller);
-        self.answer(m, server, caller, label, words);
-        self.threads[caller.index()].activation = 0;
+        if let Some([to, from]) = self.threads.pair_mut(caller.index(), server.index()) {
+            transfer(m, from, to, Label(from.context.registers.rsi));
+            to.activation = 0;
+        }
         self.enqueue(m, core, caller, End::Front);
     }
 
@@ -242,17 +196,14 @@ impl State {
     pub(crate) fn reply<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId) -> Result<(), Error> {
         let thread = &self.threads[id.index()];
         let registers = &thread.context.registers;
-        let (token, label) = (Token(registers.rdi), Label(registers.rsi));
-        let words = [registers.rdx, registers.r8, registers.r9, registers.r10];
-        if label.bytes() > MAX_MESSAGE_BYTES {
+        if Label(registers.rsi).bytes() > MAX_MESSAGE_BYTES {
             return Err(Error::Malformed);
         }
-        let Some(caller) = self.waiting_caller(token, thread.service) else {
+        let Some(caller) = self.waiting_caller(Token(registers.rdi), thread.service) else {
             self.calls.stale += 1;
             return Err(Error::Stale);
         };
-        self.finish_call(m, core, id, caller, label, words);
-        self.threads[id.index()].context.registers.rax = Outcome::Message as u64;
+        self.finish_call(m, core, id, caller);
         self.reschedule(m, core);
         Ok(())
     }
@@ -265,7 +216,7 @@ impl State {
         id: ThreadId,
         mask: u64,
         deadline: u64,
-    ) -> Result<(), Error> {
+    ) {
         let service_id = self.threads[id.index()].service;
         // A context that is lent for a call that was not answered goes back: the caller waits on without it.
         if let Some(caller) = self.threads[id.index()].lender {
@@ -289,7 +240,6 @@ impl State {
             self.start_wait(m, core, id, deadline);
         }
         self.reschedule(m, core);
-        Ok(())
     }
 
     /// The current thread takes the most urgent queued call, the oldest among equals.
@@ -315,14 +265,11 @@ impl State {
         let on_callers_time = service.serving == Serving::OnCallersTime;
         let thread = &mut self.threads[caller.index()];
         thread.state = ThreadState::AwaitingReply { server: service_id };
-        let registers = &thread.context.registers;
-        let label = Label(registers.rsi);
-        let words = [registers.rdx, registers.r8, registers.r9, registers.r10];
         self.leave_core(m.now(), core);
         if on_callers_time {
             self.lend(caller, id);
         }
-        self.deliver(m, caller, id, label, words);
+        self.deliver(m, caller, id);
         self.enqueue(m, core, id, End::Front);
     }
 
@@ -333,7 +280,7 @@ impl State {
         let context = self.threads[caller.index()].on;
         let home = self.threads[context.index()].core;
         let was_queued = self.threads[context.index()].links.queued;
-        self.cores[home.index()].queue.remove(&mut self.threads, context);
+        self.cores[home.index()].queue.remove(self.threads.places_mut(), context);
         self.threads[server.index()].lender = None;
         let mut bottom = server;
         self.threads[server.index()].on = server;
@@ -360,5 +307,23 @@ impl State {
     /// The core on which a thread is at this moment.
     pub(crate) fn core_running(&self, id: ThreadId) -> Option<CoreId> {
         self.cores.iter().position(|core| core.current == Some(id)).map(CoreId::from_index)
+    }
+}
+
+/// Carries a message, or a reply, from one thread to another, which is then ready: the label, the words, and as many
+/// bytes of the message page as the label says (at most [`MAX_MESSAGE_BYTES`]).
+#[inline]
+fn transfer<M: Machine>(m: &mut M, from: &Thread, to: &mut Thread, label: Label) {
+    to.state = ThreadState::Ready;
+    to.deadline = NEVER;
+    let (source, target) = (&from.context.registers, &mut to.context.registers);
+    target.rax = Outcome::Message as u64;
+    target.rsi = label.0;
+    target.rdx = source.rdx;
+    target.r8 = source.r8;
+    target.r9 = source.r9;
+    target.r10 = source.r10;
+    if label.bytes() != 0 {
+        m.copy(from.message_page, to.message_page, label.bytes());
     }
 }

@@ -55,7 +55,7 @@ const _: () = assert!(core::mem::offset_of!(UserContext, fpu) == FPU_OFFSET);
 impl UserContext {
     /// A thread that starts at `entry` with two arguments on the stack that ends at `stack_top`.
     #[must_use]
-    pub fn at_entry(entry: u64, stack_top: u64, arguments: [u64; 2]) -> Self {
+    pub const fn at_entry(entry: u64, stack_top: u64, arguments: [u64; 2]) -> Self {
         let registers = UserRegisters {
             rip: entry,
             // As after a `call`: the ABI wants RSP + 8 to be a multiple of 16 at a function's entry.
@@ -63,7 +63,7 @@ impl UserContext {
             rdi: arguments[0],
             rsi: arguments[1],
             rflags: RFLAGS_USER,
-            ..UserRegisters::default()
+            ..UserRegisters::ZERO
         };
         Self { registers, resume: Return::Full, fpu: FpuState::INITIAL }
     }

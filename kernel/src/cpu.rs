@@ -2,7 +2,8 @@
 
 use ipc::abi::{NEVER, PRIORITIES};
 
-use crate::ids::{ServiceId, ThreadId};
+use crate::address::PhysAddr;
+use crate::ids::ThreadId;
 use crate::thread::{Queued, Thread};
 
 const _: () = assert!(PRIORITIES <= 16, "a run queue keeps a 16-bit set");
@@ -106,12 +107,14 @@ impl Default for RunQueue {
 pub struct Core {
     /// The thread that runs; `None` when idle.
     pub current: Option<ThreadId>,
-    /// The service whose page tables are loaded.
-    pub space: Option<ServiceId>,
+    /// The root of the page tables that are loaded; zero while these are the kernel's own.
+    pub space: PhysAddr,
     /// What is ready.
     pub queue: RunQueue,
-    /// Since when `current` runs, or the core idles.
+    /// Since when time was not charged.
     pub since: u64,
+    /// `switches` then.
+    pub switches_since: u64,
     /// When the current turn of round robin ends.
     pub turn_end: u64,
     /// Nothing on this core is due before this.
@@ -134,9 +137,10 @@ impl Core {
     pub const fn new() -> Self {
         Self {
             current: None,
-            space: None,
+            space: PhysAddr(0),
             queue: RunQueue::new(),
             since: 0,
+            switches_since: 0,
             turn_end: 0,
             next_deadline: NEVER,
             armed: NEVER,

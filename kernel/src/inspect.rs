@@ -59,7 +59,10 @@ impl State {
                 [records, bytes, refused, 0]
             }
             Inspect::Boot => [self.node.entered, self.node.left, 0, 0],
-            Inspect::Calls => [self.calls.calls, self.calls.replies, self.calls.stale, self.calls.restarted],
+            Inspect::Calls => {
+                let taken = self.services.iter().map(|service| service.served).sum();
+                [taken, self.calls.stale, self.calls.restarted, 0]
+            }
         })
     }
 }

@@ -29,6 +29,7 @@ pub mod pvh;
 pub mod service;
 pub mod state;
 pub mod syscall;
+pub mod table;
 pub mod thread;
 
 #[cfg(test)]

@@ -116,7 +116,8 @@ impl State {
         if supervises(&self.services[target.index()]) {
             self.restart_supervisor(m, core, target);
         }
-        if let Some(supervisor) = self.services.iter().position(supervises) {
+        let supervisor = self.services.iter().position(supervises);
+        if let Some(supervisor) = supervisor {
             self.raise(m, core, ServiceId::from_index(supervisor), FAULT_BIT);
         }
     }
@@ -152,7 +153,7 @@ impl State {
         }
         // Its callers took their contexts back, so it is on its own.
         let home = self.threads[id.index()].core;
-        self.cores[home.index()].queue.remove(&mut self.threads, id);
+        self.cores[home.index()].queue.remove(self.threads.places_mut(), id);
         let thread = &mut self.threads[id.index()];
         thread.state = ThreadState::Unused;
         thread.deadline = NEVER;

@@ -371,8 +371,8 @@ impl<M: Machine, S: Spaces> Loader<'_, '_, M, S> {
     ) -> Result<(), LoadError> {
         let thread_id = ThreadId::from_index(state.threads.len());
         let mut thread = Thread::unused(thread_id);
-        thread.service = id;
-        thread.slot = slot;
+        thread.place(thread_id, id, slot);
+        thread.root = service.root;
         thread.priority = service.priority;
         thread.core = CoreId::from_index(core);
         let page = VirtAddr(message_page(usize::from(slot)));

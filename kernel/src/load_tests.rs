@@ -233,7 +233,7 @@ fn an_image_becomes_services_that_run() {
     let data = second.translate(VirtAddr(0x40_1000), 5, crate::service::Access::ReadWrite).unwrap();
     let start = second.start_page;
     assert_eq!(second.translate(VirtAddr(0x40_0000), 5, crate::service::Access::ReadWrite), None);
-    assert_eq!(second.first_thread, ThreadId(2));
+    assert_eq!(second.first_thread, ThreadId::new(2));
     assert_eq!(&loaded.m.at(data)[..6], b"hello\0");
     let (page, _) = StartPage::read_from_prefix(loaded.m.at(start)).unwrap();
     assert_eq!((page.magic, page.service, page.threads, page.node), (START_MAGIC, 1, 2, 7));
@@ -253,7 +253,7 @@ fn an_image_becomes_services_that_run() {
         |at: u64| loaded.spaces.mapped.iter().any(|&(r, from, to, _)| r == root && (from..to).contains(&at));
     assert!(inside(message_page(1)) && !inside(stack_guard) && !inside(0));
     loaded.state.wake_up(&mut loaded.m, CoreId(1));
-    assert_eq!(loaded.state.cores[1].current, Some(ThreadId(0)));
+    assert_eq!(loaded.state.cores[1].current, Some(ThreadId::new(0)));
 }
 
 #[test]

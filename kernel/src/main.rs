@@ -55,7 +55,10 @@ fn go_on(core: &mut PerCpu, kernel: &mut Guard<Kernel>, id: CoreId) {
 }
 
 fn on_syscall(core: &mut PerCpu) {
-    step(core, |state, machine, id| state.syscall(machine, id));
+    let mut kernel = KERNEL.lock();
+    let id = CoreId::from_index(core.core());
+    // The shortest way: the context comes out of the step itself.
+    core.set_current(&mut kernel, |Kernel { state, machine }| state.syscall(machine.as_mut()?, id));
 }
 
 fn on_interrupt(core: &mut PerCpu, vector: u8) {

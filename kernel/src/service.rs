@@ -171,7 +171,7 @@ impl Service {
             serving: Serving::OnCallersTime,
             budget: u64::MAX,
             rights: 0,
-            first_thread: ThreadId(0),
+            first_thread: ThreadId::new(0),
             threads: 0,
             stack_bytes: 0,
             entry: VirtAddr(0),
@@ -194,7 +194,7 @@ impl Service {
     /// The thread in a slot.
     #[must_use]
     pub const fn thread(&self, slot: u8) -> ThreadId {
-        ThreadId(self.first_thread.0.wrapping_add(slot))
+        ThreadId::new(self.first_thread.number().wrapping_add(slot))
     }
 
     /// Takes the first of the threads that wait for a message; there is one.
@@ -208,8 +208,8 @@ impl Service {
 
     /// Its threads.
     pub fn thread_ids(&self) -> impl Iterator<Item = ThreadId> + use<> {
-        let first = self.first_thread.0;
-        (0..self.threads).map(move |slot| ThreadId(first.wrapping_add(slot)))
+        let first = self.first_thread.number();
+        (0..self.threads).map(move |slot| ThreadId::new(first.wrapping_add(slot)))
     }
 
     /// What the slot of a handle holds.

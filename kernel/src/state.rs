@@ -4,9 +4,9 @@
 //! ([`State::syscall`], [`State::interrupt`], [`State::timer`], [`State::exception`], [`State::wake_up`]), and leaves
 //! to whatever [`State::current`] then says. The kernel has one stack per core and no thread ever waits inside it.
 
-use heapless::Vec;
 use ipc::abi::{Error, MAX_CORES, MAX_SERVICES, MAX_THREADS, NEVER, Outcome, RECEIVE_MESSAGES, ServiceState};
 
+use crate::address::PhysAddr;
 use crate::context::UserContext;
 use crate::cpu::{Core, End};
 use crate::ids::{CoreId, ServiceId, ThreadId};
@@ -14,15 +14,12 @@ use crate::interrupts::InterruptTable;
 use crate::log_ring::LogRing;
 use crate::machine::Machine;
 use crate::service::Service;
+use crate::table::Table;
 use crate::thread::{Queued, Thread, ThreadState};
 
 /// Events that the kernel counts for [`ipc::abi::Inspect::Calls`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CallCounters {
-    /// Calls made.
-    pub calls: u64,
-    /// Replies delivered.
-    pub replies: u64,
     /// Replies that nobody waited for.
     pub stale: u64,
     /// Calls that ended with [`Error::Restarted`] while under way.
@@ -53,15 +50,15 @@ pub struct Node {
 #[derive(Debug)]
 pub struct State {
     /// All threads.
-    pub threads: Vec<Thread, MAX_THREADS>,
+    pub threads: Table<Thread, MAX_THREADS>,
     /// All services.
-    pub services: Vec<Service, MAX_SERVICES>,
+    pub services: Table<Service, MAX_SERVICES>,
     /// All cores that run.
-    pub cores: Vec<Core, MAX_CORES>,
+    pub cores: Table<Core, MAX_CORES>,
     /// Where interrupts go.
     pub interrupts: InterruptTable,
     /// Each core's log.
-    pub logs: Vec<LogRing, MAX_CORES>,
+    pub logs: Table<LogRing, MAX_CORES>,
     /// Facts.
     pub node: Node,
     /// Counters.
@@ -73,18 +70,17 @@ pub struct State {
 }
 
 impl State {
-    /// A state without anything in it. All its bytes are zero or count for nothing, so that a static one takes no
-    /// room in the kernel's file.
+    /// A state without anything in it.
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            threads: Vec::new(),
-            services: Vec::new(),
-            cores: Vec::new(),
+            threads: Table::new([const { Thread::unused(ThreadId::new(0)) }; MAX_THREADS]),
+            services: Table::new([const { Service::absent() }; MAX_SERVICES]),
+            cores: Table::new([const { Core::new() }; MAX_CORES]),
             interrupts: InterruptTable::new(),
-            logs: Vec::new(),
+            logs: Table::new([const { LogRing::absent() }; MAX_CORES]),
             node: Node { tsc_hz: 0, entered: 0, left: 0, frames: 0, frames_free: 0, number: 0 },
-            calls: CallCounters { calls: 0, replies: 0, stale: 0, restarted: 0 },
+            calls: CallCounters { stale: 0, restarted: 0 },
             next_arrival: 0,
             turn: 0,
         }
@@ -118,34 +114,49 @@ impl State {
         Some(&mut self.threads[id.index()].context)
     }
 
-    /// Charges the time since the last charge to what ran. Returns the time.
-    #[inline]
+    /// Charges the time since the last charge to the scheduling context that ran, and to the thread if it ran all of
+    /// it. A call and its reply charge nothing: the context goes on, and looking at the clock would be a tenth of
+    /// their cost. So a server's budget counts from the first charge after its call, a turn later at most.
     pub(crate) fn charge(&mut self, now: u64, core: CoreId) {
         let this = &mut self.cores[core.index()];
         // Two cores' TSCs may differ a little: never below zero.
         let ticks = now.saturating_sub(this.since);
-        this.since = now;
+        let undivided = this.switches == this.switches_since;
+        (this.since, this.switches_since) = (now, this.switches);
         if let Some(id) = this.current {
             this.busy += ticks;
             let thread = &mut self.threads[id.index()];
-            thread.run_time += ticks;
-            thread.activation += ticks;
+            if undivided {
+                thread.activation += ticks;
+            }
+            let on = thread.on;
+            self.threads[on.index()].run_time += ticks;
         } else {
             this.idle += ticks;
         }
     }
 
     /// Makes a thread, whose scheduling context is not queued, the one that runs on this core.
-    #[inline]
     pub(crate) fn switch_to<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId) {
-        let service = self.threads[id.index()].service;
+        let root = self.threads[id.index()].root;
         let this = &mut self.cores[core.index()];
         this.current = Some(id);
         this.switches += 1;
-        if this.space != Some(service) {
-            this.space = Some(service);
-            m.switch_address_space(self.services[service.index()].root);
+        this.switches_since = this.switches;
+        if this.space != root {
+            this.space = root;
+            m.switch_address_space(root);
         }
+    }
+
+    /// Makes a thread of another service the one that runs on this core and on the context that is current there.
+    #[inline]
+    pub(crate) fn hand_over<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId, root: PhysAddr) {
+        let this = &mut self.cores[core.index()];
+        this.current = Some(id);
+        this.switches += 1;
+        this.space = root;
+        m.switch_address_space(root);
     }
 
     /// Queues the scheduling context that a ready thread runs on, and tells its core when that is another one.
@@ -155,7 +166,7 @@ impl State {
             return;
         }
         let home = self.threads[on.index()].core;
-        self.cores[home.index()].queue.insert(&mut self.threads, on, end);
+        self.cores[home.index()].queue.insert(self.threads.places_mut(), on, end);
         if home != core {
             let urgent = match self.cores[home.index()].current {
                 None => true,
@@ -215,7 +226,7 @@ impl State {
         }
         let this = &mut self.cores[core.index()];
         if let Some(on) = this.queue.first() {
-            this.queue.remove(&mut self.threads, on);
+            this.queue.remove(self.threads.places_mut(), on);
             this.turn_end = now.saturating_add(self.turn);
             let id = self.threads[on.index()].runs;
             self.switch_to(m, core, id);

@@ -19,43 +19,55 @@ use crate::thread::ThreadState;
 const _: () = assert!(size_of::<FaultReport>() <= PAGE_SIZE);
 
 impl State {
-    /// The current thread of this core made a system call.
+    /// The current thread of this core made a system call. What the core goes on with, as [`State::current`] says.
     #[inline]
-    pub fn syscall<M: Machine>(&mut self, m: &mut M, core: CoreId) {
-        let Some(id) = self.cores[core.index()].current else { return };
+    pub fn syscall<M: Machine>(&mut self, m: &mut M, core: CoreId) -> Option<&mut UserContext> {
+        let id = self.cores[core.index()].current?;
         let thread = &self.threads[id.index()];
-        if thread.state != ThreadState::Ready {
-            // Another core stopped it after it left ring 3.
-            self.reschedule(m, core);
-            return;
-        }
-        // The two on the shortest way first.
         let number = thread.context.registers.rax;
-        let result = if number == Syscall::Call as u64 {
-            self.call(m, core, id)
-        } else if number == Syscall::Receive as u64 {
-            self.receive(m, core, id)
+        // Another core may have stopped the thread after it left ring 3.
+        let runs = thread.state == ThreadState::Ready;
+        let next = if runs && number == Syscall::Call as u64 {
+            self.fast_call(m, core, id)
+        } else if runs && number == Syscall::Receive as u64 {
+            self.fast_receive(m, core, id)
         } else {
-            self.other_syscall(m, core, id)
+            None
         };
-        if let Err(error) = result {
-            self.threads[id.index()].context.registers.rax = error.status();
+        match next {
+            Some(next) => Some(&mut self.threads[next.index()].context),
+            None => self.slow_syscall(m, core, id),
         }
     }
 
-    /// All other calls. They set `rax` themselves when they succeed and something else may run afterwards.
-    fn other_syscall<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId) -> Result<(), Error> {
+    /// Every call that does not take one of the two short ways.
+    #[cold]
+    #[inline(never)]
+    fn slow_syscall<M: Machine>(
+        &mut self,
+        m: &mut M,
+        core: CoreId,
+        id: ThreadId,
+    ) -> Option<&mut UserContext> {
+        if self.threads[id.index()].state != ThreadState::Ready {
+            self.reschedule(m, core);
+        } else if let Err(error) = self.any_syscall(m, core, id) {
+            self.threads[id.index()].context.registers.rax = error.status();
+        }
+        self.current(core)
+    }
+
+    /// Any call. Those after which another thread may run set `rax` themselves.
+    fn any_syscall<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId) -> Result<(), Error> {
         let registers = self.threads[id.index()].context.registers;
         let service = self.threads[id.index()].service;
         let call = Syscall::from_number(registers.rax).ok_or(Error::BadCall)?;
         // Success, until said otherwise.
         self.threads[id.index()].context.registers.rax = Outcome::Message as u64;
         match call {
-            Syscall::Call | Syscall::Receive => Err(Error::BadCall),
-            Syscall::Reply => {
-                self.reply(m, core, id)?;
-                Ok(())
-            }
+            Syscall::Call => self.call(m, core, id),
+            Syscall::Receive => self.receive(m, core, id),
+            Syscall::Reply => self.reply(m, core, id),
             Syscall::Notify => self.notify(m, core, service, Handle(registers.rdi)),
             Syscall::AcknowledgeInterrupt => self.acknowledge(m, service, Handle(registers.rdi)),
             Syscall::Yield => {

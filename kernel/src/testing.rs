@@ -143,7 +143,7 @@ pub fn system(services: u8, cores: u8) -> (Box<State>, FakeMachine) {
         state.logs.push(LogRing::new(take(RING_BYTES))).unwrap();
     }
     for id in 0..services * THREADS {
-        state.threads.push(Thread::unused(ThreadId(id))).unwrap();
+        state.threads.push(Thread::unused(ThreadId::new(id))).unwrap();
     }
     for number in 0..services {
         let mut service = Service::absent();
@@ -152,7 +152,7 @@ pub fn system(services: u8, cores: u8) -> (Box<State>, FakeMachine) {
         service.priority = number;
         service.budget = 1_000_000;
         service.rights = if number == 0 { 7 } else { 0 };
-        service.first_thread = ThreadId(number * THREADS);
+        service.first_thread = ThreadId::new(number * THREADS);
         service.threads = THREADS;
         service.stack_bytes = 4 * PAGE_SIZE as u64;
         service.entry = VirtAddr(DATA);
@@ -190,9 +190,9 @@ pub fn system(services: u8, cores: u8) -> (Box<State>, FakeMachine) {
             let start = message_page(usize::from(slot));
             service.mappings.push(mapping(start, PAGE_SIZE as u64, page, Access::ReadWrite, kept)).unwrap();
             let thread = &mut state.threads[id.index()];
-            thread.service = ServiceId(number);
-            thread.slot = slot;
+            thread.place(id, ServiceId(number), slot);
             thread.message_page = page;
+            thread.root = PhysAddr(u64::from(number) + 1);
             thread.priority = number;
             thread.core = CoreId(number % cores);
         }

@@ -57,23 +57,27 @@ pub struct Thread {
     pub service: ServiceId,
     /// Its slot in its service.
     pub slot: u8,
+    /// The bit of its slot.
+    pub slot_bit: u16,
     /// The scheduling context it runs on.
     pub on: ThreadId,
     /// Whose call it serves on a lent context.
     pub lender: Option<ThreadId>,
     /// The server thread that has this thread's context.
     pub lent_to: Option<ThreadId>,
-    /// The sequence number of its latest call.
-    pub sequence: u32,
+    /// The token of its latest call.
+    pub token: Token,
     /// When its wait ends, in TSC ticks.
     pub deadline: u64,
     /// The core whose timer watches over `deadline`.
     pub deadline_core: CoreId,
     /// Its message page.
     pub message_page: PhysAddr,
+    /// Its service's page-table root.
+    pub root: PhysAddr,
     /// Ticks it ran since it last waited.
     pub activation: u64,
-    /// Ticks it ran in all.
+    /// Scheduling context: ticks that ran on it.
     pub run_time: u64,
     /// Scheduling context: the thread that runs on it.
     pub runs: ThreadId,
@@ -109,31 +113,35 @@ pub enum Queued {
 impl Thread {
     /// An unused thread.
     #[must_use]
-    pub fn unused(id: ThreadId) -> Self {
+    pub const fn unused(id: ThreadId) -> Self {
         Self {
             context: UserContext::at_entry(0, 8, [0; 2]),
             state: ThreadState::Unused,
             service: ServiceId(0),
             slot: 0,
+            slot_bit: 1,
             on: id,
             lender: None,
             lent_to: None,
-            sequence: 0,
+            token: Token::NOBODY,
             deadline: NEVER,
             deadline_core: CoreId(0),
             message_page: PhysAddr(0),
+            root: PhysAddr(0),
             activation: 0,
             run_time: 0,
             runs: id,
             core: CoreId(0),
             priority: 0,
-            links: Links::default(),
+            links: Links { queued: Queued::No, previous: None, next: None },
         }
     }
 
-    /// The token of its latest call.
-    #[must_use]
-    pub fn token(&self, id: ThreadId) -> Token {
-        Token::new(u16::from(id.0), u16::from(self.service.0), self.sequence)
+    /// Makes it a thread of a service, in a slot.
+    pub fn place(&mut self, id: ThreadId, service: ServiceId, slot: u8) {
+        self.service = service;
+        self.slot = slot;
+        self.slot_bit = 1 << slot;
+        self.token = Token::new(u16::from(id.number()), u16::from(service.0), 0);
     }
 }

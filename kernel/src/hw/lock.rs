@@ -34,12 +34,22 @@ impl<T> Lock<T> {
     /// Waits for the lock. A core that holds it already waits for ever.
     #[inline]
     pub fn lock(&'static self) -> Guard<T> {
-        while self.taken.swap(true, Ordering::Acquire) {
+        if self.taken.swap(true, Ordering::Acquire) {
+            self.wait();
+        }
+        Guard { lock: self }
+    }
+
+    #[cold]
+    fn wait(&self) {
+        loop {
             while self.taken.load(Ordering::Relaxed) {
                 core::hint::spin_loop();
             }
+            if !self.taken.swap(true, Ordering::Acquire) {
+                return;
+            }
         }
-        Guard { lock: self }
     }
 }
 

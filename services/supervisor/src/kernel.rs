@@ -33,6 +33,11 @@ fn service(number: u64) -> Option<(Terms, ServiceState, u32)> {
     Some((terms, ServiceState::from_number(state)?, halves(generation)[0]))
 }
 
+/// When the kernel was entered, in ticks.
+pub(crate) fn entered() -> u64 {
+    syscall::inspect(Inspect::Boot, 0).map_or(0, |[entered, ..]| entered)
+}
+
 /// The low half and the high half of a word.
 fn halves(word: u64) -> [u32; 2] {
     let [a, b, c, d, e, f, g, h] = word.to_le_bytes();

@@ -73,8 +73,9 @@ impl Supervisor {
 
     fn announce(&mut self, now: u64) {
         if self.policy.announce_all_up() {
-            let microseconds = self.policy.clock().microseconds(now);
-            defmt::info!("all services up: {=u64} us since the processor's reset", microseconds);
+            let entered = kernel::entered();
+            let microseconds = self.policy.clock().microseconds(now.saturating_sub(entered));
+            defmt::info!("all services up: {=u64} us after the kernel's entry", microseconds);
             remember(&self.policy, &mut self.memory);
         }
     }

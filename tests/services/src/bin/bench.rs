@@ -4,7 +4,9 @@
 //! of many batches, so that a timer or the log, which come in between now and then, do not count.
 #![no_std]
 #![no_main]
+#![expect(unsafe_code, reason = "a loop whose instructions are counted")]
 
+use core::arch::asm;
 use core::time::Duration;
 
 use ipc::abi::{Handle, Inspect, Label, NEVER};
@@ -35,11 +37,12 @@ fn needed<T, E: core::fmt::Display>(result: Result<T, E>) -> T {
 
 fn main(start: &'static Start<'static>) -> ! {
     let mut supervisor = supervisor::Client::new(needed(start.endpoint("supervisor")));
-    while !supervisor.node_state().is_ok_and(|state| state.up + 3 >= state.total) {
+    while !supervisor.node_state().is_ok_and(|state| state.up + 4 >= state.total) {
         rt::sleep(Duration::from_millis(10));
     }
     boot();
     kernel_entry(start);
+    kernel_part(start);
     call("call-same-core", needed(start.endpoint("near")).handle(), 0);
     call("call-same-core-64-bytes", needed(start.endpoint("near")).handle(), 64);
     call("call-same-core-4096-bytes", needed(start.endpoint("near")).handle(), 4096);
@@ -83,6 +86,36 @@ fn kernel_entry(start: &Start<'_>) {
         }
     });
     log("system-call", ticks, OPERATIONS);
+}
+
+/// A call and its reply between two loops whose instructions are counted: what is left is the kernel's, both ways.
+fn kernel_part(start: &Start<'_>) {
+    let endpoint = needed(start.endpoint("raw")).handle();
+    let ticks = fewest(|| raw_calls(endpoint, OPERATIONS));
+    log("call-in-the-kernel", ticks - u64::from(OPERATIONS) * CALLER_AND_SERVER, OPERATIONS);
+}
+
+/// Instructions of a turn of the loop here (4) and of the one in `bench_raw.rs` (3), their system calls included.
+const CALLER_AND_SERVER: u64 = 4 + 3;
+
+fn raw_calls(endpoint: Handle, count: u32) {
+    // SAFETY: a call without bytes in its label, whose registers are declared; the reply leaves RDI, R12 and R13 alone.
+    unsafe {
+        asm!(
+            "2: xor eax, eax",
+            "syscall",
+            "dec r15",
+            "jnz 2b",
+            inout("r15") u64::from(count) => _,
+            in("rdi") endpoint.0,
+            in("rsi") Label::new(1, 0).0,
+            in("r12") NEVER,
+            in("r13") 0u64,
+            out("rax") _, out("rdx") _,
+            clobber_abi("sysv64"),
+            options(nostack),
+        );
+    }
 }
 
 fn call(name: &str, endpoint: Handle, bytes: u16) {

@@ -26,7 +26,9 @@ fn main(start: &'static Start<'static>) -> ! {
             Ok(Received::Notified(bits)) => {
                 token = Token::NOBODY;
                 if bits & ping != 0 {
-                    pong.as_ref().map_or((), raise);
+                    if let Some(pong) = &pong {
+                        raise(pong);
+                    }
                 }
                 if let Some(stream) = &mut stream {
                     stream.drain();
