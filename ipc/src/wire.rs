@@ -146,8 +146,10 @@ pub enum Kind {
     Announce = 1,
     /// Asks for the same payload back.
     EchoRequest = 2,
-    /// The payload of an [`Kind::EchoRequest`], whose sequence number is the acknowledgement.
-    EchoReply = 3,
+    /// What the request whose sequence number is the acknowledgement asked for.
+    Reply = 3,
+    /// Asks for a page that is filled by the request's source, incarnation and sequence number: no payload.
+    PageRequest = 4,
 }
 
 impl Kind {
@@ -157,7 +159,8 @@ impl Kind {
         match number {
             1 => Some(Self::Announce),
             2 => Some(Self::EchoRequest),
-            3 => Some(Self::EchoReply),
+            3 => Some(Self::Reply),
+            4 => Some(Self::PageRequest),
             _ => None,
         }
     }

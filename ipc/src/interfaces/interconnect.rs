@@ -15,7 +15,8 @@ crate::interface! {
         control counters() -> Option<Counters> = 1;
         /// The nodes that were heard of lately.
         control peers() -> Peers = 2;
-        /// Begins to measure bare exchanges with another node, one after another: a frame there, the same back.
+        /// Begins to measure bare exchanges with another node, one after another. Pages have other contents each
+        /// time, and those of each answer are compared.
         control begin_exchange(ExchangeRequest) -> ExchangeAnswer = 3;
         /// How the measurement that was begun last stands.
         control exchange() -> Exchange = 4;
@@ -37,6 +38,8 @@ pub struct Counters {
     pub received: Traffic,
     /// Frames not accepted or not sent, by reason.
     pub dropped: Drops,
+    /// Times that an interrupt of the card told the service of frames.
+    pub interrupts: u64,
 }
 
 /// Frames and their bytes.
@@ -90,10 +93,22 @@ pub struct Peer {
 pub struct ExchangeRequest {
     /// With which node.
     pub node: u16,
-    /// Bytes that follow the 64 of the headers, there and back: 0, or 8 to 4096.
-    pub payload_bytes: u16,
+    /// What goes there and back.
+    pub shape: Shape,
     /// How many exchanges, 1 to [`MAX_EXCHANGES`].
     pub count: u16,
+}
+
+/// What goes there and back in an exchange; 64 bytes are a frame's headers, the card's included.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Shape {
+    /// 64 bytes there and 64 back.
+    #[default]
+    Short,
+    /// A page there and the same page back.
+    Page,
+    /// 64 bytes there and a page back, as when a page of another node is asked for.
+    Fetch,
 }
 
 /// What the service makes of an [`ExchangeRequest`].
@@ -107,9 +122,9 @@ pub enum ExchangeAnswer {
     NoSuchPeer,
     /// Another measurement runs.
     Busy,
-    /// The payload or the count is out of its range.
+    /// The count is out of its range.
     OutOfRange,
-    /// The link carries no frame this long; its MTU, as far as the card knows.
+    /// The link carries no page in one frame; its MTU, as far as the card knows.
     TooLong(Option<u16>),
 }
 
@@ -119,7 +134,7 @@ pub enum Exchange {
     /// None was begun since the service's start.
     #[default]
     None,
-    /// It runs; so many exchanges are over.
+    /// It runs; so many exchanges were answered.
     Running(u16),
     /// It is over.
     Done(ExchangeTimes),
@@ -132,8 +147,11 @@ pub struct ExchangeTimes {
     pub request: ExchangeRequest,
     /// Exchanges whose answer came.
     pub completed: u16,
-    /// Exchanges whose answer did not come in time; after several in a row the rest is not tried.
+    /// Exchanges whose answer did not come in time. Each was made up for by another one; but after several in a row
+    /// the rest was not tried.
     pub lost: u16,
+    /// Answers that did not hold what they should, although their checksums said so.
+    pub wrong: u16,
     /// The shortest; 0 when none was completed.
     pub least_ticks: u64,
     /// Half of them took no longer.

@@ -86,17 +86,20 @@ fn the_largest_messages_fit_a_page() {
             unexpected: u64::MAX,
             no_room: u64::MAX,
         },
+        interrupts: u64::MAX,
     }));
     let peer =
         interconnect::Peer { node: u16::MAX, mac: [255; 6], incarnation: u16::MAX, silent_ms: u32::MAX };
     holds(&interconnect::Peers::from_array([peer; interconnect::MAX_PEERS]));
-    let request = interconnect::ExchangeRequest { node: u16::MAX, payload_bytes: u16::MAX, count: u16::MAX };
+    let shape = interconnect::Shape::Fetch;
+    let request = interconnect::ExchangeRequest { node: u16::MAX, shape, count: u16::MAX };
     holds(&request);
     holds(&interconnect::ExchangeAnswer::TooLong(Some(u16::MAX)));
     holds(&interconnect::Exchange::Done(interconnect::ExchangeTimes {
         request,
         completed: u16::MAX,
         lost: u16::MAX,
+        wrong: u16::MAX,
         least_ticks: u64::MAX,
         median_ticks: u64::MAX,
         percentile_99_ticks: u64::MAX,

@@ -147,7 +147,7 @@ proptest! {
         payload in 8u16..=4096, sequence: u32, acknowledgement: u32, payload_checksum: u32
     ) {
         let message = Message {
-            kind: Kind::EchoReply, class: Class::Bulk, sequence, acknowledgement, payload_bytes: payload,
+            kind: Kind::Reply, class: Class::Bulk, sequence, acknowledgement, payload_bytes: payload,
             payload_checksum,
         };
         let header = FrameHeader::new(THERE, MAC, ALL_NODES, ALL_STATIONS, message);

@@ -66,6 +66,16 @@ pub trait Card {
 
     /// The CRC-32C of a page frame's first bytes, so many and at most a page.
     fn checksum(&self, frame: &Self::Frame, bytes: u16) -> u32;
-    /// Fills a page frame with a pattern.
-    fn fill(&mut self, frame: &mut Self::Frame, pattern: u64);
+    /// Fills a page frame with the [`word`]s of a seed.
+    fn fill(&mut self, frame: &mut Self::Frame, seed: u64);
+    /// Whether a page frame holds just the [`word`]s of a seed.
+    fn holds(&self, frame: &Self::Frame, seed: u64) -> bool;
+}
+
+/// The 64-bit word at a place of a page of test contents: different at each place and for each seed.
+#[must_use]
+pub const fn word(seed: u64, place: u64) -> u64 {
+    // Odd, so that no two sums give the same product.
+    const SCATTER: u64 = 0x9e37_79b9_7f4a_7c15;
+    seed.wrapping_mul(SCATTER).wrapping_add(place).wrapping_mul(SCATTER)
 }

@@ -5,7 +5,7 @@ mod hal;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use interconnect::card::{Card, Received, Rejected};
+use interconnect::card::{Card, Received, Rejected, word};
 use ipc::abi::PAGE_SIZE;
 use ipc::wire::{HEADER_BYTES, MacAddress};
 use pci::{Address, ConfigAccess};
@@ -203,10 +203,17 @@ impl Card for Nic {
         hal::crc32c(self.words(frame), usize::from(bytes))
     }
 
-    fn fill(&mut self, frame: &mut Frame, pattern: u64) {
-        for word in self.words(frame) {
-            word.store(pattern, Ordering::Relaxed);
+    fn fill(&mut self, frame: &mut Frame, seed: u64) {
+        for (place, shared) in (0..).zip(self.words(frame)) {
+            shared.store(word(seed, place), Ordering::Relaxed);
         }
+    }
+
+    fn holds(&self, frame: &Frame, seed: u64) -> bool {
+        let words = self.words(frame);
+        let as_written =
+            |(place, shared): (u64, &AtomicU64)| shared.load(Ordering::Relaxed) == word(seed, place);
+        words.len() == WORDS && (0..).zip(words).all(as_written)
     }
 }
 

@@ -169,11 +169,11 @@ impl Network {
         let identity = identity(start, nic.mac(), now);
         let link_up = nic.link_is_up();
         defmt::info!(
-            "node {=u16} at {=[u8; 6]:02x}, MTU {}, link {=bool}",
+            "this is node {=u16}, at {=str}, MTU {=u16} (0: unknown), link {=str}",
             identity.node,
-            nic.mac().0,
-            nic.mtu(),
-            link_up
+            text(nic.mac()).as_str(),
+            nic.mtu().unwrap_or(0),
+            up_or_down(link_up)
         );
         let timing = Timing {
             announce: ticks(ANNOUNCE),
@@ -222,8 +222,11 @@ impl Network {
             let link_up = self.station.card().link_is_up();
             if link_up != self.link_up {
                 self.link_up = link_up;
-                defmt::warn!("the link is {=str}", if link_up { "up" } else { "down" });
+                defmt::warn!("the link is {=str}", up_or_down(link_up));
             }
+        }
+        if bits & self.receive_bits != 0 {
+            self.station.interrupted();
         }
         self.work();
     }
@@ -252,7 +255,7 @@ impl Network {
             if now >= self.station.deadline() {
                 self.station.tick(&mut report);
             }
-            if self.station.advance(&mut report) || came {
+            if self.station.advance() || came {
                 self.pacer.progress(now);
             }
             let over = now.saturating_sub(begun) >= self.turn;
@@ -283,35 +286,35 @@ fn identity(start: &Start<'_>, mac: MacAddress, now: u64) -> Identity {
     Identity { cluster: CLUSTER, epoch: EPOCH, node, incarnation: u16::from_le_bytes([b0, b1]) }
 }
 
+fn text(mac: MacAddress) -> Text<17> {
+    Text::of(format_args!("{mac}"))
+}
+
+const fn up_or_down(link_up: bool) -> &'static str {
+    if link_up { "up" } else { "down" }
+}
+
 /// Logs what happened.
 fn report(event: Event) {
     match event {
-        Event::PeerFound(node, mac) => defmt::info!("node {=u16} is there, at {=[u8; 6]:02x}", node, mac.0),
+        Event::PeerFound(node, mac) => {
+            defmt::info!("node {=u16} is there, at {=str}", node, text(mac).as_str());
+        }
         Event::PeerRestarted(node, mac) => {
-            defmt::warn!("node {=u16} at {=[u8; 6]:02x} was started again", node, mac.0);
+            defmt::warn!("node {=u16} at {=str} was started again", node, text(mac).as_str());
         }
         Event::PeerLost(node, mac) => {
-            defmt::warn!("node {=u16} at {=[u8; 6]:02x} has fallen silent", node, mac.0);
+            defmt::warn!("node {=u16} at {=str} has fallen silent", node, text(mac).as_str());
         }
         Event::DuplicateNode(node, known, other) => defmt::error!(
-            "node {=u16} is at {=[u8; 6]:02x}, and {=[u8; 6]:02x} claims to be it: not heeded",
+            "node {=u16} is at {=str}, and {=str} claims to be it: not heeded",
             node,
-            known.0,
-            other.0
+            text(known).as_str(),
+            text(other).as_str()
         ),
         Event::OwnNumberTaken(mac) => {
-            defmt::error!("{=[u8; 6]:02x} claims this node's number: not heeded", mac.0);
+            defmt::error!("{=str} claims this node's number: not heeded", text(mac).as_str());
         }
         Event::TooManyPeers(node) => defmt::error!("no room for node {=u16}: not heeded", node),
-        Event::Measured(times) => defmt::info!(
-            "{=u16} exchanges of 64 + {=u16} bytes with node {=u16}: {=u64} to {=u64} ticks, half within {=u64}; {=u16} lost",
-            times.completed,
-            times.request.payload_bytes,
-            times.request.node,
-            times.least_ticks,
-            times.most_ticks,
-            times.median_ticks,
-            times.lost
-        ),
     }
 }

@@ -9,7 +9,7 @@ use std::vec::Vec;
 use ipc::wire::{HEADER_BYTES, MacAddress, crc32c};
 use virtio_net::NetError;
 
-use crate::card::{Card, Received, Rejected};
+use crate::card::{Card, Received, Rejected, word};
 
 /// Chains in each of the card's queues.
 pub const QUEUE: usize = 128;
@@ -136,10 +136,14 @@ impl Card for FakeCard {
         crc32c(0, &frame.bytes[..usize::from(bytes)])
     }
 
-    fn fill(&mut self, frame: &mut Page, pattern: u64) {
+    fn fill(&mut self, frame: &mut Page, seed: u64) {
         self.filled += 1;
-        for word in frame.bytes.chunks_exact_mut(8) {
-            word.copy_from_slice(&pattern.to_le_bytes());
+        for (place, bytes) in (0..).zip(frame.bytes.chunks_exact_mut(8)) {
+            bytes.copy_from_slice(&word(seed, place).to_le_bytes());
         }
+    }
+
+    fn holds(&self, frame: &Page, seed: u64) -> bool {
+        (0..).zip(frame.bytes.chunks_exact(8)).all(|(place, bytes)| bytes == word(seed, place).to_le_bytes())
     }
 }

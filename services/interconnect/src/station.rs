@@ -1,13 +1,12 @@
 //! This node on the wire: it announces itself, hears of others, answers echoes, and counts what it does not take.
 //!
-//! Every page frame is in one place at any time: posted for reception, on its way out, held for the next exchange, or
-//! spare. What comes goes back from the very frame it landed in; no contents are copied.
+//! Every page frame is in one place at any time: posted for reception, on its way out, or spare. What comes goes back from the very frame it landed in; no contents are copied.
 
 mod measuring;
 mod pages;
 
 use heapless::Vec;
-use ipc::interfaces::interconnect::{Counters, Drops, ExchangeTimes, Peer, Traffic};
+use ipc::interfaces::interconnect::{Counters, Drops, Peer, Traffic};
 use ipc::wire::{
     ALL_NODES, ALL_STATIONS, Class, FrameHeader, HEADER_BYTES, Identity, Kind, MacAddress, Message, Parsed,
     WireError,
@@ -52,12 +51,10 @@ pub enum Event {
     OwnNumberTaken(MacAddress),
     /// There are more nodes than the table holds; this one is ignored.
     TooManyPeers(u16),
-    /// A measurement is over.
-    Measured(ExchangeTimes),
 }
 
-/// A page that is to go out once more, and its checksum.
-struct Ready<F> {
+/// A page that is to go out, and its checksum.
+struct Outgoing<F> {
     frame: F,
     bytes: u16,
     checksum: u32,
@@ -70,14 +67,14 @@ pub struct Station<C: Card> {
     timing: Timing,
     peers: Peers,
     measurement: Measurement,
-    ready: Option<Ready<C::Frame>>,
     spare: Vec<C::Frame, MAX_FRAMES>,
     posted: bool,
     next_announcement: u64,
-    next_sequence: [u32; 2],
+    next_sequences: [u32; 2],
     sent: Traffic,
     received: Traffic,
     dropped: Drops,
+    interrupts: u64,
     taken_told: Option<u64>,
     full_told: bool,
 }
@@ -98,14 +95,14 @@ impl<C: Card> Station<C> {
             timing,
             peers: Peers::new(timing.peer_lifetime, timing.peer_settle),
             measurement: Measurement::new(),
-            ready: None,
             spare: Vec::new(),
             posted: false,
             next_announcement,
-            next_sequence: [0; 2],
+            next_sequences: [0; 2],
             sent: Traffic::default(),
             received: Traffic::default(),
             dropped: Drops::default(),
+            interrupts: 0,
             taken_told: None,
             full_told: false,
         };
@@ -151,10 +148,7 @@ impl<C: Card> Station<C> {
     /// Does what is due: announces, forgets the silent, gives up what is not answered.
     pub fn tick(&mut self, events: &mut impl FnMut(Event)) {
         let now = self.card.now();
-        if self.measurement.is_running() {
-            self.measurement.give_up(now, self.timing.patience);
-            self.tell_if_over(events);
-        }
+        self.measurement.give_up(now, self.timing.patience);
         if now >= self.next_announcement {
             self.next_announcement = now.saturating_add(self.timing.announce);
             self.announce(ALL_NODES, ALL_STATIONS);
@@ -175,7 +169,13 @@ impl<C: Card> Station<C> {
             sent: self.sent,
             received: self.received,
             dropped: self.dropped,
+            interrupts: self.interrupts,
         }
+    }
+
+    /// Counts an interrupt that told of a frame.
+    pub fn interrupted(&mut self) {
+        self.interrupts += 1;
     }
 
     /// The peers; `milliseconds` converts ticks.
@@ -253,31 +253,17 @@ impl<C: Card> Station<C> {
     }
 
     fn act(&mut self, parsed: &Parsed, frame: C::Frame, events: &mut impl FnMut(Event)) {
-        let source = parsed.header.source.get();
+        // What is for all is answered by none: the answers would be a flood.
+        let for_this_node_alone = parsed.header.destination.get() == self.identity.node;
         match parsed.kind {
             Kind::Announce => {
                 self.give_back(frame);
                 self.hear(parsed, events);
             }
-            // What is for all is answered by none: the answers would be a flood.
-            Kind::EchoRequest if parsed.header.destination.get() == self.identity.node => {
-                self.answer(parsed, source, frame);
-            }
-            Kind::EchoReply => {
-                let now = self.card.now();
-                let answers = parsed.header.acknowledgement.get();
-                if !self.measurement.answered(source, answers, parsed.payload_bytes, now) {
-                    self.dropped.unexpected += 1;
-                    self.give_back(frame);
-                } else if self.measurement.is_running() && parsed.payload_bytes != 0 {
-                    let bytes = parsed.header.payload_bytes.get();
-                    self.ready = Some(Ready { frame, bytes, checksum: parsed.payload_checksum });
-                } else {
-                    self.give_back(frame);
-                    self.tell_if_over(events);
-                }
-            }
-            Kind::EchoRequest => {
+            Kind::EchoRequest if for_this_node_alone => self.echo(parsed, frame),
+            Kind::PageRequest if for_this_node_alone => self.supply(parsed, frame),
+            Kind::Reply => self.answered(parsed, frame),
+            Kind::EchoRequest | Kind::PageRequest => {
                 self.dropped.unexpected += 1;
                 self.give_back(frame);
             }
@@ -313,19 +299,13 @@ impl<C: Card> Station<C> {
         }
     }
 
-    fn answer(&mut self, parsed: &Parsed, to: u16, frame: C::Frame) {
-        let bytes = parsed.header.payload_bytes.get();
-        let page = if bytes == 0 {
-            self.give_back(frame);
-            None
-        } else {
-            Some(Ready { frame, bytes, checksum: parsed.payload_checksum })
-        };
-        self.send(Kind::EchoReply, parsed.header.sequence.get(), to, parsed.from, page);
-    }
-
     fn announce(&mut self, to: u16, mac: MacAddress) {
         self.send(Kind::Announce, 0, to, mac, None);
+    }
+
+    /// The sequence number of the next frame of a class.
+    fn next_sequence(&self, class: Class) -> u32 {
+        self.next_sequences[class as usize]
     }
 
     /// Sends a frame; its sequence number, or `None` when the card does not take it.
@@ -335,16 +315,11 @@ impl<C: Card> Station<C> {
         acknowledgement: u32,
         to: u16,
         mac: MacAddress,
-        page: Option<Ready<C::Frame>>,
+        page: Option<Outgoing<C::Frame>>,
     ) -> Option<u32> {
         let class = if page.is_some() { Class::Bulk } else { Class::Control };
-        let [control, bulk] = &mut self.next_sequence;
-        let next = match class {
-            Class::Control => control,
-            Class::Bulk => bulk,
-        };
-        let sequence = *next;
-        *next = next.wrapping_add(1);
+        let sequence = self.next_sequence(class);
+        self.next_sequences[class as usize] = sequence.wrapping_add(1);
         let (payload_bytes, payload_checksum) =
             page.as_ref().map_or((0, 0), |page| (page.bytes, page.checksum));
         let message = Message { kind, class, sequence, acknowledgement, payload_bytes, payload_checksum };

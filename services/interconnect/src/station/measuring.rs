@@ -1,24 +1,35 @@
-//! The station's part in a measurement of exchanges.
+//! The station's part in a measurement of exchanges: what it asks, and what it answers.
 
-use ipc::interfaces::interconnect::{Exchange, ExchangeAnswer, ExchangeRequest, MAX_EXCHANGES};
-use ipc::wire::{Kind, MAX_PAYLOAD, MIN_PAYLOAD, UnumHeader};
+use ipc::interfaces::interconnect::{Exchange, ExchangeAnswer, ExchangeRequest, MAX_EXCHANGES, Shape};
+use ipc::wire::{Class, Kind, PAGE_MTU, Parsed};
 
-use super::{Event, Station};
+use super::{Outgoing, Station};
 use crate::card::Card;
+use crate::exchange::{Contents, Outstanding};
+use crate::peers::Peer;
 
 /// The MTU of a link whose card does not know it: Ethernet's.
 const DEFAULT_MTU: u16 = 1500;
 
+/// What the page of a request, or the page that it asks for, is filled from: something else for each.
+fn seed(node: u16, incarnation: u16, sequence: u32) -> u64 {
+    u64::from(incarnation) << 48 | u64::from(node) << 32 | u64::from(sequence)
+}
+
 impl<C: Card> Station<C> {
     /// Sends the next request of a running measurement, if it is time for one; whether it did.
-    pub fn advance(&mut self, events: &mut impl FnMut(Event)) -> bool {
+    pub fn advance(&mut self) -> bool {
         let Some(request) = self.measurement.wants() else { return false };
-        if !self.send_request(request) {
-            self.measurement.not_sent();
-            self.tell_if_over(events);
-            return false;
+        match self.send_request(request) {
+            Some(outstanding) => {
+                self.measurement.sent(outstanding);
+                true
+            }
+            None => {
+                self.measurement.not_sent();
+                false
+            }
         }
-        true
     }
 
     /// Whether an answer is waited for.
@@ -35,18 +46,15 @@ impl<C: Card> Station<C> {
 
     /// Begins a measurement.
     pub fn begin_exchange(&mut self, request: ExchangeRequest) -> ExchangeAnswer {
-        let ExchangeRequest { node, payload_bytes, count } = request;
-        let payload = usize::from(payload_bytes);
         let mtu = self.card.mtu();
+        let carries_page = usize::from(mtu.unwrap_or(DEFAULT_MTU)) >= PAGE_MTU;
         if self.measurement.is_running() {
             ExchangeAnswer::Busy
-        } else if !(1..=MAX_EXCHANGES).contains(&count)
-            || (payload != 0 && !(MIN_PAYLOAD..=MAX_PAYLOAD).contains(&payload))
-        {
+        } else if !(1..=MAX_EXCHANGES).contains(&request.count) {
             ExchangeAnswer::OutOfRange
-        } else if size_of::<UnumHeader>() + payload > usize::from(mtu.unwrap_or(DEFAULT_MTU)) {
+        } else if request.shape != Shape::Short && !carries_page {
             ExchangeAnswer::TooLong(mtu)
-        } else if self.peers.get(node).is_none() {
+        } else if self.peers.get(request.node).is_none() {
             ExchangeAnswer::NoSuchPeer
         } else {
             self.measurement.begin(request);
@@ -60,34 +68,68 @@ impl<C: Card> Station<C> {
         self.measurement.state()
     }
 
-    fn send_request(&mut self, request: ExchangeRequest) -> bool {
-        let Some(&crate::peers::Peer { mac, .. }) = self.peers.get(request.node) else { return false };
-        let page = match request.payload_bytes {
-            0 => None,
-            bytes => match self.page_to_send(bytes) {
-                Some(page) => Some(page),
+    fn send_request(&mut self, request: ExchangeRequest) -> Option<Outstanding> {
+        let &Peer { mac, .. } = self.peers.get(request.node)?;
+        let (kind, class) = match request.shape {
+            Shape::Short => (Kind::EchoRequest, Class::Control),
+            Shape::Page => (Kind::EchoRequest, Class::Bulk),
+            Shape::Fetch => (Kind::PageRequest, Class::Control),
+        };
+        let seed = seed(self.identity.node, self.identity.incarnation, self.next_sequence(class));
+        let page = match class {
+            Class::Control => None,
+            Class::Bulk => match self.spare.pop() {
+                Some(frame) => Some(self.written(frame, seed)),
                 None => {
                     self.dropped.no_room += 1;
-                    return false;
+                    return None;
                 }
             },
         };
         let begun = self.card.now();
-        match self.send(Kind::EchoRequest, 0, request.node, mac, page) {
-            Some(sequence) => {
-                self.measurement.sent(sequence, begun);
-                true
-            }
-            None => false,
-        }
+        let sequence = self.send(kind, 0, request.node, mac, page)?;
+        Some(Outstanding { sequence, begun, seed })
     }
 
-    pub(super) fn tell_if_over(&mut self, events: &mut impl FnMut(Event)) {
-        if let Exchange::Done(times) = self.measurement.state() {
-            if let Some(ready) = self.ready.take() {
-                self.give_back(ready.frame);
+    /// Sends a payload back from the frame where it landed.
+    pub(super) fn echo(&mut self, parsed: &Parsed, frame: C::Frame) {
+        let bytes = parsed.header.payload_bytes.get();
+        let page = if bytes == 0 {
+            self.give_back(frame);
+            None
+        } else {
+            Some(Outgoing { frame, bytes, checksum: parsed.payload_checksum })
+        };
+        self.reply(parsed, page);
+    }
+
+    /// Sends the page that is asked for, in the frame that the request came with.
+    pub(super) fn supply(&mut self, parsed: &Parsed, frame: C::Frame) {
+        let header = &parsed.header;
+        let page =
+            self.written(frame, seed(header.source.get(), header.incarnation.get(), header.sequence.get()));
+        self.reply(parsed, Some(page));
+    }
+
+    fn reply(&mut self, parsed: &Parsed, page: Option<Outgoing<C::Frame>>) {
+        let header = &parsed.header;
+        self.send(Kind::Reply, header.sequence.get(), header.source.get(), parsed.from, page);
+    }
+
+    /// Takes an answer.
+    pub(super) fn answered(&mut self, parsed: &Parsed, frame: C::Frame) {
+        let now = self.card.now();
+        let header = &parsed.header;
+        let awaited =
+            self.measurement.awaited(header.source.get(), header.acknowledgement.get(), parsed.payload_bytes);
+        match awaited {
+            Some(Outstanding { begun, seed, .. }) => {
+                let right = parsed.payload_bytes == 0 || self.card.holds(&frame, seed);
+                let contents = if right { Contents::Right } else { Contents::Wrong };
+                self.measurement.answered(now.saturating_sub(begun), contents);
             }
-            events(Event::Measured(times));
+            None => self.dropped.unexpected += 1,
         }
+        self.give_back(frame);
     }
 }

@@ -1,28 +1,22 @@
 //! Where the station's page frames go.
 
-use super::{Ready, Station};
+use ipc::wire::MAX_PAYLOAD;
+
+use super::{Outgoing, Station};
 use crate::card::Card;
 
 /// Page frames that are kept for sending when others are posted.
 const RESERVE: usize = 8;
-/// What fills the page of a first exchange.
-const PATTERN: u64 = 0x5555_aaaa_3333_cccc;
+/// Bytes of a page.
+const PAGE: u16 = 4096;
+const _: () = assert!(PAGE as usize == MAX_PAYLOAD);
 
 impl<C: Card> Station<C> {
-    /// The page that came last, or else a fresh one.
-    pub(super) fn page_to_send(&mut self, bytes: u16) -> Option<Ready<C::Frame>> {
-        match self.ready.take() {
-            Some(ready) if ready.bytes == bytes => Some(ready),
-            other => {
-                if let Some(other) = other {
-                    self.keep(other.frame);
-                }
-                let mut frame = self.spare.pop()?;
-                self.card.fill(&mut frame, PATTERN);
-                let checksum = self.card.checksum(&frame, bytes);
-                Some(Ready { frame, bytes, checksum })
-            }
-        }
+    /// A page of test contents that is to go out.
+    pub(super) fn written(&mut self, mut frame: C::Frame, seed: u64) -> Outgoing<C::Frame> {
+        self.card.fill(&mut frame, seed);
+        let checksum = self.card.checksum(&frame, PAGE);
+        Outgoing { frame, bytes: PAGE, checksum }
     }
 
     /// Posts a page frame for reception, or keeps it when the card has enough.

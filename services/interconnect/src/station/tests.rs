@@ -5,9 +5,10 @@ use std::rc::Rc;
 use std::vec;
 use std::vec::Vec;
 
-use ipc::interfaces::interconnect::{Exchange, ExchangeAnswer, ExchangeRequest};
+use ipc::interfaces::interconnect::{Exchange, ExchangeAnswer, ExchangeRequest, ExchangeTimes, Shape};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use zerocopy::FromBytes;
 
 use super::*;
 use crate::simulation::{FakeCard, QUEUE, pages};
@@ -40,7 +41,7 @@ impl Node {
     }
 
     fn advance(&mut self) -> bool {
-        self.station.advance(&mut |event| self.events.push(event))
+        self.station.advance()
     }
 
     fn events(&mut self) -> Vec<Event> {
@@ -63,7 +64,6 @@ impl Node {
         let mut numbers: Vec<usize> =
             station.card.posted.iter().chain(leaving).map(|page| page.number).collect();
         numbers.extend(station.spare.iter().map(|page| page.number));
-        numbers.extend(station.ready.iter().map(|ready| ready.frame.number));
         numbers.sort_unstable();
         assert_eq!(numbers, (0..FRAMES).collect::<Vec<_>>());
         assert_eq!(station.card.untold, 0);
@@ -186,7 +186,7 @@ fn a_page_goes_back_from_the_frame_it_landed_in() {
     assert_eq!(sent.page, Some(landing));
     assert_eq!(sent.bytes[HEADER_BYTES..], payload);
     let parsed = FrameHeader::parse(&sent.bytes, sent.bytes.len()).unwrap();
-    assert_eq!((parsed.kind, parsed.header.acknowledgement.get()), (Kind::EchoReply, 77));
+    assert_eq!((parsed.kind, parsed.header.acknowledgement.get()), (Kind::Reply, 77));
     assert_eq!(parsed.header.destination.get(), 2);
     assert_eq!(one.station.card.filled, 0);
     // A header alone is answered by a header alone.
@@ -197,14 +197,30 @@ fn a_page_goes_back_from_the_frame_it_landed_in() {
 }
 
 #[test]
+fn a_page_that_is_asked_for_comes_in_the_frame_of_the_request() {
+    let clock = Rc::new(Cell::new(0));
+    let [mut one, _] = two(&clock);
+    one.station.card.outbox.clear();
+    let landing = one.station.card.posted[0].number;
+    one.deliver(&frame(2, 1, Kind::PageRequest, &[]));
+    let sent = &one.station.card.outbox[0];
+    assert_eq!((sent.page, sent.bytes.len()), (Some(landing), HEADER_BYTES + 4096));
+    let parsed = FrameHeader::parse(&sent.bytes, sent.bytes.len()).unwrap();
+    assert_eq!((parsed.kind, parsed.header.acknowledgement.get()), (Kind::Reply, 77));
+    assert_eq!(parsed.payload_checksum, ipc::wire::crc32c(0, &sent.bytes[HEADER_BYTES..]));
+    one.poll();
+    one.check_frames();
+}
+
+/// What one node asks of another, on a wire that takes longer with each exchange.
+#[test]
 fn exchanges_are_measured() {
-    for payload_bytes in [0, 8, 4096] {
+    for (shape, pages_written) in [(Shape::Short, [0, 0]), (Shape::Page, [50, 0]), (Shape::Fetch, [0, 50])] {
         let clock = Rc::new(Cell::new(0));
         let mut nodes = two(&clock);
-        let request = ExchangeRequest { node: 2, payload_bytes, count: 50 };
+        let request = ExchangeRequest { node: 2, shape, count: 50 };
         assert_eq!(nodes[0].station.begin_exchange(request), ExchangeAnswer::Begun);
         assert_eq!(nodes[0].station.begin_exchange(request), ExchangeAnswer::Busy);
-        nodes[0].events();
         for i in 0..50 {
             assert_eq!(nodes[0].station.exchange(), Exchange::Running(i));
             assert!(nodes[0].station.can_advance() && nodes[0].advance());
@@ -216,15 +232,14 @@ fn exchanges_are_measured() {
             request,
             completed: 50,
             lost: 0,
+            wrong: 0,
             least_ticks: 10,
             median_ticks: 34,
             percentile_99_ticks: 59,
             most_ticks: 59,
         };
         assert_eq!(nodes[0].station.exchange(), Exchange::Done(expected));
-        assert_eq!(nodes[0].events(), [Event::Measured(expected)]);
-        // The processor wrote a page once, for the first request; then what came goes out again.
-        assert_eq!(nodes[0].station.card.filled, usize::from(payload_bytes != 0));
+        assert_eq!([0, 1].map(|node| nodes[node].station.card.filled), pages_written);
         let counters = nodes[0].station.counters();
         // Two announcements, too: to all, and to the one that answered.
         assert_eq!(counters.sent.frames, 52);
@@ -237,32 +252,62 @@ fn exchanges_are_measured() {
 }
 
 #[test]
+fn every_page_is_another_and_a_wrong_answer_is_told() {
+    for shape in [Shape::Page, Shape::Fetch] {
+        let clock = Rc::new(Cell::new(0));
+        let mut nodes = two(&clock);
+        nodes[0].station.begin_exchange(ExchangeRequest { node: 2, shape, count: 3 });
+        let mut last = vec![];
+        for damage in [None, Some(17), Some(4095)] {
+            nodes[0].advance();
+            let asked = nodes[0].station.card.outbox.remove(0).bytes;
+            nodes[1].deliver(&asked);
+            let mut bytes = nodes[1].station.card.outbox.remove(0).bytes;
+            assert_ne!(bytes[HEADER_BYTES..], last);
+            last = bytes[HEADER_BYTES..].to_vec();
+            if let Some(at) = damage {
+                // One byte is another, and the checksums fit: no wire does that, but a defect may.
+                bytes[HEADER_BYTES + at] ^= 0x40;
+                let (mut header, _) = FrameHeader::read_from_prefix(&bytes).unwrap();
+                header.unum.integrity[1] = ipc::wire::crc32c(0, &bytes[HEADER_BYTES..]).into();
+                bytes[..HEADER_BYTES].copy_from_slice(header.as_bytes());
+            }
+            nodes[0].deliver(&bytes);
+        }
+        let Exchange::Done(times) = nodes[0].station.exchange() else { panic!("still runs") };
+        assert_eq!((times.completed, times.wrong, times.lost), (3, 2, 0));
+        assert_eq!(nodes[0].station.dropped, Drops::default());
+    }
+}
+
+#[test]
 fn an_exchange_that_cannot_be_is_refused() {
     let clock = Rc::new(Cell::new(0));
     let [mut one, _] = two(&clock);
-    let good = ExchangeRequest { node: 2, payload_bytes: 4096, count: 1 };
+    let good = ExchangeRequest { node: 2, shape: Shape::Page, count: 1 };
     let mut answer = |request| one.station.begin_exchange(request);
     assert_eq!(answer(ExchangeRequest { node: 3, ..good }), ExchangeAnswer::NoSuchPeer);
-    for payload_bytes in [1, 7, 4097, u16::MAX] {
-        assert_eq!(answer(ExchangeRequest { payload_bytes, ..good }), ExchangeAnswer::OutOfRange);
-    }
     for count in [0, 1001, u16::MAX] {
         assert_eq!(answer(ExchangeRequest { count, ..good }), ExchangeAnswer::OutOfRange);
     }
-    one.station.card.mtu = Some(4133);
-    assert_eq!(one.station.begin_exchange(good), ExchangeAnswer::TooLong(Some(4133)));
-    one.station.card.mtu = None;
-    assert_eq!(one.station.begin_exchange(good), ExchangeAnswer::TooLong(None));
-    let small = ExchangeRequest { payload_bytes: 1462, ..good };
-    assert_eq!(one.station.begin_exchange(small), ExchangeAnswer::Begun);
+    for mtu in [Some(4133), None] {
+        one.station.card.mtu = mtu;
+        for shape in [Shape::Page, Shape::Fetch] {
+            assert_eq!(
+                one.station.begin_exchange(ExchangeRequest { shape, ..good }),
+                ExchangeAnswer::TooLong(mtu)
+            );
+        }
+    }
+    let short = ExchangeRequest { shape: Shape::Short, ..good };
+    assert_eq!(one.station.begin_exchange(short), ExchangeAnswer::Begun);
 }
 
 #[test]
 fn a_silent_peer_ends_the_measurement() {
     let clock = Rc::new(Cell::new(0));
     let [mut one, _] = two(&clock);
-    one.events();
-    one.station.begin_exchange(ExchangeRequest { node: 2, payload_bytes: 4096, count: 100 });
+    one.station.begin_exchange(ExchangeRequest { node: 2, shape: Shape::Page, count: 100 });
     let mut tries = 0;
     while one.advance() {
         tries += 1;
@@ -272,7 +317,7 @@ fn a_silent_peer_ends_the_measurement() {
         one.poll();
     }
     assert_eq!(tries, 8);
-    let [.., Event::Measured(times)] = one.events()[..] else { panic!("not told") };
+    let Exchange::Done(times) = one.station.exchange() else { panic!("still runs") };
     assert_eq!((times.completed, times.lost), (0, 8));
     one.poll();
     one.check_frames();
@@ -330,7 +375,8 @@ fn each_bad_frame_is_counted_by_its_reason() {
     expect(&mut one, &frame(2, 9, Kind::EchoRequest, &[]), |d| &mut d.elsewhere);
     expect(&mut one, &frame(1, 1, Kind::EchoRequest, &[]), |d| &mut d.duplicate);
     expect(&mut one, &frame(2, ALL_NODES, Kind::EchoRequest, &[1; 64]), |d| &mut d.unexpected);
-    expect(&mut one, &frame(2, 1, Kind::EchoReply, &[1; 64]), |d| &mut d.unexpected);
+    expect(&mut one, &frame(2, ALL_NODES, Kind::PageRequest, &[]), |d| &mut d.unexpected);
+    expect(&mut one, &frame(2, 1, Kind::Reply, &[1; 64]), |d| &mut d.unexpected);
     assert!(one.station.card.outbox.is_empty(), "something bad was answered");
     one.deliver(&good);
     assert_eq!(one.station.card.outbox.len(), 1);
@@ -358,7 +404,8 @@ fn hostile_frames_do_no_harm() {
     let total = 150_000u64;
     for i in 0..total {
         clock.set(clock.get() + random.random_range(0..20));
-        let kind = [Kind::Announce, Kind::EchoRequest, Kind::EchoReply][random.random_range(0..3)];
+        let kinds = [Kind::Announce, Kind::EchoRequest, Kind::PageRequest, Kind::Reply];
+        let kind = kinds[random.random_range(0..4)];
         let to = [1, 1, 1, 5, ALL_NODES][random.random_range(0..5)];
         let payload = vec![random.random(); [0, 8, 100, 4096][random.random_range(0..4)]];
         let mut bytes = frame(random.random_range(0..70), to, kind, &payload);
@@ -379,7 +426,7 @@ fn hostile_frames_do_no_harm() {
             one.tick();
             one.station.begin_exchange(ExchangeRequest {
                 node: random.random_range(0..70),
-                payload_bytes: [0, 4096][random.random_range(0..2)],
+                shape: [Shape::Short, Shape::Page, Shape::Fetch][random.random_range(0..3)],
                 count: random.random(),
             });
             one.advance();
