@@ -11,6 +11,8 @@ use crate::qemu::{Clock, Ending};
 
 /// What the kernel prints on COM1 before the reason for which it gave up.
 pub const KERNEL_PANIC: &str = "kernel panic";
+/// What it prints before the reason for which it does not boot.
+const REFUSED: &str = "this node does not start";
 
 /// One system test.
 #[derive(Clone, Copy, Debug)]
@@ -114,7 +116,7 @@ impl<'a> Judge<'a> {
             progress.seen += 1;
             return self.passed();
         }
-        let bad = scenario.never.iter().chain(&[KERNEL_PANIC]).find(|text| line.contains(**text))?;
+        let bad = scenario.never.iter().chain(&[KERNEL_PANIC, REFUSED]).find(|text| line.contains(**text))?;
         Some(Verdict::Fail(format!("{} says '{bad}'", name(node))))
     }
 

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use ipc::image::{Entry, EntryKind, Header};
+use zerocopy::{FromBytes, IntoBytes};
+
 use crate::cluster::{ALL_UP, BootMethod};
 use crate::image::DEFAULT_MANIFEST;
 use crate::qemu::Clock;
-use crate::scenario::{End, Scenario};
+use crate::scenario::{Cut, End, Scenario};
 
 /// What most scenarios have in common.
 const BASE: Scenario = Scenario {
@@ -25,6 +28,15 @@ const BASE: Scenario = Scenario {
     damage: None,
 };
 
+/// Two nodes that exchange frames, in rounds without end.
+const FRAMES: Scenario = Scenario {
+    manifest: "tests/images/frames.toml",
+    nodes: 2,
+    timeout: Duration::from_secs(180),
+    never: &["fail:", "stopped:"],
+    ..BASE
+};
+
 /// All of them.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "boot-direct", ..BASE },
@@ -37,6 +49,8 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "services",
         manifest: "tests/images/services.toml",
+        // A fault's report, with the last that the service said beneath it.
+        expect: &[ALL_UP, "about to commit crime 0", "stopped: panic", "its last", "verdict: 0 failed"],
         end: End::Verdict,
         timeout: Duration::from_secs(300),
         ..BASE
@@ -47,6 +61,36 @@ pub const SCENARIOS: &[Scenario] = &[
         end: End::Verdict,
         timeout: Duration::from_secs(300),
         ..BASE
+    },
+    Scenario {
+        name: "frames",
+        expect: &["pass: frames, round 1"],
+        never: &["fail:", "stopped:", "refused"],
+        ..FRAMES
+    },
+    Scenario {
+        name: "frames-faults",
+        network: "loss=2%,dup=1%,reorder=2%,corrupt=2000ppm",
+        expect: &["lost and repeated", "refused as corrupt", "pass: frames, round 1"],
+        ..FRAMES
+    },
+    Scenario {
+        name: "frames-cut",
+        cut: Some(Cut { from: "pass: frames, round 1", until: "no answer from node" }),
+        expect: &["has fallen silent", "is there, at", "pass: frames, round"],
+        ..FRAMES
+    },
+    Scenario {
+        name: "frames-restart",
+        manifest: "tests/images/frames-restart.toml",
+        expect: &[
+            "pass: frames, round 1",
+            "service interconnect (number 1, generation 0) stopped: panic",
+            "service interconnect restarted (generation 1)",
+            "pass: frames, round 2",
+        ],
+        never: &["fail:", "generation 1) stopped:"],
+        ..FRAMES
     },
     Scenario {
         name: "module-truncated",
@@ -66,6 +110,19 @@ pub const SCENARIOS: &[Scenario] = &[
         ..BASE
     },
     Scenario {
+        name: "module-bad-elf",
+        // For another processor, in a module that is whole otherwise.
+        damage: Some(|module| damage_elf(module, "health", |elf| elf[18] = 0xb7)),
+        expect: &["service 'health'"],
+        ..BASE
+    },
+    Scenario {
+        name: "module-short-elf",
+        damage: Some(|module| damage_elf(module, "ept", |elf| elf[32..40].fill(0xff))),
+        expect: &["service 'ept'"],
+        ..BASE
+    },
+    Scenario {
         name: "module-foreign",
         // As long as a real one: QEMU's own loader crashes on a very short one.
         damage: Some(|module| *module = b"#!/bin/sh\n".repeat(30_000)),
@@ -73,6 +130,23 @@ pub const SCENARIOS: &[Scenario] = &[
         ..BASE
     },
 ];
+
+/// Changes a service's program within a boot module, and makes the checksums right again.
+fn damage_elf(module: &mut [u8], service: &str, change: fn(&mut [u8])) {
+    let (header_bytes, rest) = module.split_at_mut(size_of::<Header>());
+    let header = Header::mut_from_bytes(header_bytes).expect("an image begins with a header");
+    let count = usize::try_from(header.entry_count).expect("a count of entries");
+    let (table, contents) = rest.split_at_mut(count * size_of::<Entry>());
+    let entries = <[Entry]>::mut_from_bytes(table).expect("a table of entries");
+    let contents_at = size_of::<Header>() + count * size_of::<Entry>();
+    let is_it = |entry: &&mut Entry| entry.kind == EntryKind::Elf as u32 && entry.name.as_str() == service;
+    let entry = entries.iter_mut().find(is_it).expect("the service is in the image");
+    let start = usize::try_from(entry.offset).expect("an offset") - contents_at;
+    let elf = &mut contents[start..start + usize::try_from(entry.length).expect("a length")];
+    change(elf);
+    entry.crc = crc32fast::hash(elf);
+    header.table_crc = crc32fast::hash(entries.as_bytes());
+}
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,7 @@
 //! 1. `service NAME (number N, generation G) stopped: CAUSE ...`
 //! 2. `  registers ...`
 //! 3. `  it said: TEXT`, when it panicked;
-//! 4. `  the last COUNT records of NAME from tsc FIRST to tsc LAST`, when it has logged. These records are
+//! 4. `  its last COUNT log records: service N, ticks FIRST to LAST`, when it has logged. These records are
 //!    frames that only that service's ELF file decodes, so they are named and not repeated: whoever shows the
 //!    log prints the records of that service in that range of time beneath this line.
 
@@ -114,9 +114,9 @@ impl Reporter {
         }
         if let Some(LastRecords { count, first, last }) = last {
             defmt::error!(
-                "  the last {=u32} records of {=str} from tsc {=u64} to tsc {=u64}",
+                "  its last {=u32} log records: service {=u32}, ticks {=u64} to {=u64}",
                 count,
-                name,
+                service,
                 first,
                 last
             );

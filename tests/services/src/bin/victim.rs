@@ -52,6 +52,7 @@ struct Victim {
 impl Server for Victim {
     fn commit(&mut self, _: Caller, number: u64) -> Result<u64, Refused> {
         let crime = Crime::from_number(number).ok_or(Refused)?;
+        defmt::info!("about to commit crime {=u64}", number);
         commit(crime);
         // Only what the kernel failed to stop gets here.
         Ok(number)

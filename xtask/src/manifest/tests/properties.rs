@@ -209,5 +209,5 @@ fn the_default_image_has_the_services_of_a_node() {
     let manifest = Manifest::load(&root.join("images/unum.toml")).unwrap();
     let names: Vec<_> = manifest.services.iter().map(|service| service.name.as_str()).collect();
     assert_eq!(names, ["supervisor", "interconnect", "ept", "scheduler", "health"]);
-    assert!(manifest.descriptors[1..].iter().all(|service| service.beat_ms == 500));
+    assert!(manifest.descriptors[1..].iter().all(|service| service.beat_ms == 2000));
 }

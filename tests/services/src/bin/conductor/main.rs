@@ -7,6 +7,7 @@ mod calls;
 mod channels;
 mod cores;
 mod faults;
+mod hermit;
 mod kills;
 mod timers;
 
@@ -19,7 +20,7 @@ use rt::text::Text;
 rt::entry!(main);
 
 /// How a suite ends when something is wrong: what.
-type Failure = Text<200>;
+type Failure = Text<112>;
 type Outcome = Result<(), Failure>;
 
 /// Fails a suite with a text.
@@ -43,10 +44,11 @@ const PASS: u32 = 0x10;
 const FAIL: u32 = 0x11;
 
 fn main(start: &'static Start<'static>) -> ! {
-    let suites: [(&str, &str, fn(&Start<'_>) -> Outcome); 8] = [
+    let suites: [(&str, &str, fn(&Start<'_>) -> Outcome); 9] = [
         ("timers", "victim", timers::run),
         ("cores", "victim", cores::run),
         ("floating point", "victim", cores::floating_point),
+        ("hermit-abi", "victim", hermit::run),
         ("calls", "victim", calls::run),
         ("channels", "victim", channels::run),
         ("faults", "victim", faults::run),

@@ -29,20 +29,31 @@ pub fn run(start: &Start<'_>) -> Outcome {
 
 fn in_order(start: &Start<'_>) -> Outcome {
     let core = u64::from(start.cores()) - 1;
+    // The same for all, and far enough away for all to have begun by then.
+    FIRST.store(rt::deadline_in(Duration::from_millis(200)), Ordering::Release);
     // The longest sleep starts first.
     for place in (0..WOKEN.len()).rev() {
         if let Err(error) = rt::syscall::spawn_thread(sleeper, place, core) {
             fail!("no thread: {error}");
         }
     }
-    until(20, "three sleeps", || Ok(WOKEN.iter().all(|woken| woken.load(Ordering::Acquire) != 0)))?;
+    until(60, "three sleeps", || Ok(WOKEN.iter().all(|woken| woken.load(Ordering::Acquire) != 0)))?;
     let woken = [0, 1, 2].map(|place: usize| WOKEN[place].load(Ordering::Relaxed));
-    ensure!(woken.is_sorted(), "sleeps of 30, 60 and 90 ms ended at {woken:?}");
+    ensure!(woken == [1, 2, 3], "sleeps until three times, one after another, ended in the order {woken:?}");
     Ok(())
 }
 
+/// The first of the three deadlines.
+static FIRST: AtomicU64 = AtomicU64::new(0);
+/// How many sleeps have ended.
+static ENDED: AtomicU64 = AtomicU64::new(0);
+
 extern "C" fn sleeper(place: usize, _: usize) -> ! {
-    rt::sleep(Duration::from_millis(30 * (place as u64 + 1)));
-    WOKEN[place % WOKEN.len()].store(rt::now(), Ordering::Release);
+    let deadline = FIRST.load(Ordering::Acquire) + 1000 * place as u64;
+    while rt::now() < deadline {
+        // Nobody raises the bit; it ends at the deadline.
+        let _ = rt::syscall::wait(1 << 60, deadline);
+    }
+    WOKEN[place % WOKEN.len()].store(ENDED.fetch_add(1, Ordering::AcqRel) + 1, Ordering::Release);
     rt::syscall::exit_thread(0)
 }
