@@ -1,8 +1,7 @@
 //! The boundary between the kernel and a service: system calls, registers, handles, errors, the start page.
 //!
 //! A service enters the kernel by `SYSCALL` with these registers (all others are preserved, but for `rcx` and
-//! `r11`, which the instruction itself overwrites, and the SSE and x87 registers, which are caller-saved as in
-//! any System V function call):
+//! `r11`, which the instruction itself overwrites, and the SSE and x87 state, below):
 //!
 //! | register | in | out |
 //! | --- | --- | --- |
@@ -14,6 +13,11 @@
 //! | `r13` | notification mask ([`Syscall::Receive`]) | preserved |
 //!
 //! What each call makes of them is said at [`Syscall`].
+//!
+//! The SSE and x87 registers are caller-saved, as in any System V function call. Their control modes are not: at the way
+//! out of every system call MXCSR is 0x1f80 and the x87 control word 0x37f, as at a thread's start, whatever the caller
+//! had set, and all registers are empty or zero. So neither modes nor contents travel from one service to another. Who
+//! computes in another mode sets it again after each call. An interrupt changes nothing of all this.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

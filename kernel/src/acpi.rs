@@ -18,7 +18,7 @@ use crate::physical::{PhysMemory, field, read};
 pub mod fadt;
 pub mod madt;
 
-use fadt::{Fixed, SleepType};
+use fadt::Fixed;
 use madt::Madt;
 
 /// The most PCI segments that are kept.
@@ -39,8 +39,8 @@ pub struct Acpi {
     pub ecam: Vec<EcamSegment, MAX_ECAM>,
     /// Fixed hardware: timer, power, reset.
     pub fixed: Fixed,
-    /// What to write to power off (`\_S5`), if the DSDT says it in the usual form.
-    pub soft_off: Option<SleepType>,
+    /// What to write to PM1a and PM1b control to power off (`\_S5`), if the DSDT says it in the usual form.
+    pub soft_off: Option<[u16; 2]>,
 }
 
 /// The memory-mapped configuration space of some buses of one PCI segment.
@@ -82,33 +82,26 @@ pub enum AcpiError {
     TooMany(Signature, &'static str),
 }
 
-struct Text<'a>(&'a Signature);
-
-impl fmt::Display for Text<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0.escape_ascii())
-    }
-}
-
 impl fmt::Display for AcpiError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ACPI: ")?;
         match self {
             Self::NoRootPointer => f.write_str("no valid root pointer (RSDP)"),
-            Self::Missing(table) => write!(f, "there is no {} table", Text(table)),
-            Self::Unreadable(table, at) => write!(f, "{} at {:#x} is not in memory", Text(table), at.0),
-            Self::WrongSignature { wanted, found } => {
-                write!(f, "the table that should be {} is {}", Text(wanted), Text(found))
+            Self::Missing(table) => write!(f, "there is no {} table", table.escape_ascii()),
+            Self::Unreadable(table, at) => {
+                write!(f, "{} at {:#x} is not in memory", table.escape_ascii(), at.0)
             }
-            Self::BadLength(table, length) => write!(f, "{} has the absurd length {length}", Text(table)),
-            Self::BadChecksum(table) => write!(f, "{} has a wrong checksum", Text(table)),
-            Self::BadEntry(table, at) => write!(f, "{} is malformed at offset {at}", Text(table)),
-            Self::TooMany(table, what) => write!(f, "{} has too many {what}", Text(table)),
+            Self::WrongSignature { wanted, found } => {
+                write!(f, "the table that should be {} is {}", wanted.escape_ascii(), found.escape_ascii())
+            }
+            Self::BadLength(table, length) => {
+                write!(f, "{} has the absurd length {length}", table.escape_ascii())
+            }
+            Self::BadChecksum(table) => write!(f, "{} has a wrong checksum", table.escape_ascii()),
+            Self::BadEntry(table, at) => write!(f, "{} is malformed at offset {at}", table.escape_ascii()),
+            Self::TooMany(table, what) => write!(f, "{} has too many {what}", table.escape_ascii()),
         }
     }
 }
-
-impl core::error::Error for AcpiError {}
 
 impl Acpi {
     /// Reads the tables.

@@ -116,8 +116,6 @@ impl fmt::Display for BootError {
     }
 }
 
-impl core::error::Error for BootError {}
-
 impl From<MapError> for BootError {
     fn from(error: MapError) -> Self {
         Self::BadMemoryMap(error)

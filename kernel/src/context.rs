@@ -1,5 +1,7 @@
 //! What the processor holds for a thread and the kernel keeps while the thread does not run.
 
+use core::mem::offset_of;
+
 use ipc::abi::UserRegisters;
 
 /// How a thread goes back to ring 3.
@@ -44,13 +46,11 @@ pub struct UserContext {
 }
 
 /// Offset of [`UserContext::resume`].
-pub const RESUME_OFFSET: usize = 144;
+pub const RESUME_OFFSET: usize = offset_of!(UserContext, resume);
 /// Offset of [`UserContext::fpu`].
-pub const FPU_OFFSET: usize = 160;
+pub const FPU_OFFSET: usize = offset_of!(UserContext, fpu);
 
-const _: () = assert!(core::mem::offset_of!(UserContext, registers) == 0);
-const _: () = assert!(core::mem::offset_of!(UserContext, resume) == RESUME_OFFSET);
-const _: () = assert!(core::mem::offset_of!(UserContext, fpu) == FPU_OFFSET);
+const _: () = assert!(offset_of!(UserContext, registers) == 0);
 
 impl UserContext {
     /// A thread that starts at `entry` with two arguments on the stack that ends at `stack_top`.

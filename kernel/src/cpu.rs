@@ -29,7 +29,7 @@ pub enum End {
 impl RunQueue {
     /// An empty queue.
     #[must_use]
-    pub const fn new() -> Self {
+    pub const fn empty() -> Self {
         Self { occupied: 0, heads: [None; PRIORITIES], tails: [None; PRIORITIES] }
     }
 
@@ -96,12 +96,6 @@ impl RunQueue {
     }
 }
 
-impl Default for RunQueue {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// One core.
 #[derive(Clone, Copy, Debug)]
 pub struct Core {
@@ -134,11 +128,11 @@ pub struct Core {
 impl Core {
     /// A core that idles.
     #[must_use]
-    pub const fn new() -> Self {
+    pub const fn idle() -> Self {
         Self {
             current: None,
             space: PhysAddr(0),
-            queue: RunQueue::new(),
+            queue: RunQueue::empty(),
             since: 0,
             switches_since: 0,
             turn_end: 0,
@@ -149,12 +143,6 @@ impl Core {
             switches: 0,
             interrupts: 0,
         }
-    }
-}
-
-impl Default for Core {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -178,7 +166,7 @@ mod tests {
         for thread in &mut threads {
             thread.priority = random.random_range(0..16);
         }
-        let mut queue = RunQueue::new();
+        let mut queue = RunQueue::empty();
         let mut model: Vec<VecDeque<ThreadId>> = (0..16).map(|_| VecDeque::new()).collect();
         for _ in 0..100_000 {
             let id = ThreadId::from_index(random.random_range(0..MAX_THREADS));

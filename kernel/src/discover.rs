@@ -8,27 +8,26 @@ use ipc::image::{DeviceDescriptor, MAX_DEVICES};
 use kernel::address::PhysAddr;
 use kernel::frames::Frames;
 use kernel::load::{Bar, Device, MsiRoute};
-use kernel::machine::{PciAddress, Width};
-use pci::{BarKind, Command, ConfigAccess, Function, MsiX, MsiXState, Scan, bars, update_command};
+use pci::{Address, BarKind, Command, Function, MsiX, MsiXState, Scan, bars, update_command};
 
+use crate::hw::ioapic::RouteError;
 use crate::hw::machine::HwMachine;
-use crate::hw::msix::{MsixError, MsixTable};
-use crate::hw::pci::ConfigSpace;
+use crate::hw::msix::MsixTable;
 use crate::hw::space::KernelSpace;
 
 /// What was found, in the manifest's order.
 pub struct Found {
     /// The functions.
     pub devices: Vec<Option<Device>, MAX_DEVICES>,
-    tables: Vec<(PciAddress, MsixTable), MAX_DEVICES>,
+    tables: Vec<(Address, MsixTable), MAX_DEVICES>,
 }
 
 impl Found {
     /// Programs an entry of a function's MSI-X table.
-    pub fn set(&mut self, route: &MsiRoute, apic_id: u32) -> Result<(), MsixError> {
+    pub fn set(&mut self, route: &MsiRoute, apic_id: u32) -> Result<(), RouteError> {
         match self.tables.iter_mut().find(|(function, _)| *function == route.function) {
             Some((_, table)) => table.set(route.entry, route.vector, apic_id),
-            None => Err(MsixError::NoSuchEntry(route.entry)),
+            None => Err(RouteError::NoSuchLine(u32::from(route.entry))),
         }
     }
 }
@@ -54,10 +53,10 @@ pub fn discover(
 }
 
 fn find(machine: &mut HwMachine, descriptor: &DeviceDescriptor) -> Option<Function> {
-    let mut config = Config(&mut machine.pci);
+    let config = &mut machine.pci;
     let mut scan = Scan::new();
     let mut passed = 0;
-    while let Some(function) = scan.next(&mut config) {
+    while let Some(function) = scan.next(config) {
         if function.vendor == descriptor.vendor && descriptor.device_ids.contains(&function.device) {
             if passed == descriptor.skip {
                 return Some(function);
@@ -78,24 +77,18 @@ fn set_up(
     frames: &mut Frames,
     descriptor: &DeviceDescriptor,
     function: &Function,
-    tables: &mut Vec<(PciAddress, MsixTable), MAX_DEVICES>,
+    tables: &mut Vec<(Address, MsixTable), MAX_DEVICES>,
 ) -> Option<Device> {
     let name = descriptor.name.as_str();
-    let mut config = Config(&mut machine.pci);
-    let all = told(name, bars(&mut config, function))?;
-    let msix = told(name, MsiX::find(&mut config, function.address))?;
-    let address = PciAddress(function.address.id());
+    let (config, address) = (&mut machine.pci, function.address);
+    let all = told(name, bars(config, function))?;
+    let msix = told(name, MsiX::find(config, address))?;
     let mut device = Device { address, bars: Vec::new(), msix: 0, msix_entries: 0 };
-    update_command(
-        &mut config,
-        function.address,
-        Command(0),
-        Command(Command::MEMORY.0 | Command::BUS_MASTER.0),
-    );
+    update_command(config, address, Command::NONE, Command::MEMORY.and(Command::BUS_MASTER));
     if let Some(msix) = &msix {
         let at = told(name, msix.table_address(&all))?;
         let table = told(name, MsixTable::map(space, frames, PhysAddr(at), msix.entries))?;
-        msix.set_state(&mut config, MsiXState::Enabled);
+        msix.set_state(config, MsiXState::Enabled);
         tables.push((address, table)).ok()?;
         device.msix = msix.capability();
         device.msix_entries = msix.entries.min(u16::from(descriptor.interrupts));
@@ -111,25 +104,4 @@ fn set_up(
         let _ = device.bars.push(bar);
     }
     Some(device)
-}
-
-/// The kernel's accesses as the pci crate wants them.
-struct Config<'a>(&'a mut ConfigSpace);
-
-const fn width(width: pci::Width) -> Width {
-    match width {
-        pci::Width::Byte => Width::Byte,
-        pci::Width::Word => Width::Word,
-        pci::Width::Dword => Width::Dword,
-    }
-}
-
-impl ConfigAccess for Config<'_> {
-    fn read(&mut self, function: pci::Address, offset: u16, size: pci::Width) -> u32 {
-        self.0.read(PciAddress(function.id()), offset, width(size))
-    }
-
-    fn write(&mut self, function: pci::Address, offset: u16, size: pci::Width, value: u32) {
-        self.0.write(PciAddress(function.id()), offset, width(size), value);
-    }
 }

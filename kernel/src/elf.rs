@@ -14,6 +14,7 @@ use ipc::abi::{IMAGE_BASE, IMAGE_END, PAGE_SIZE};
 use zerocopy::FromBytes;
 
 use crate::address::VirtAddr;
+use crate::paging::host::Access;
 use crate::physical::field;
 
 /// The most loaded segments of a service.
@@ -60,17 +61,6 @@ struct ProgramHeader {
 const _: () = assert!(size_of::<FileHeader>() == 64);
 const _: () = assert!(size_of::<ProgramHeader>() == 56);
 
-/// What a segment may be used for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Rights {
-    /// Reading.
-    Read,
-    /// Reading and writing.
-    ReadWrite,
-    /// Reading and executing.
-    ReadExecute,
-}
-
 /// A part of the file and where it goes.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Segment {
@@ -81,7 +71,7 @@ pub struct Segment {
     /// Where its contents are in the file; no longer than `memory_bytes`.
     pub file: Range<usize>,
     /// What it may be used for.
-    pub rights: Rights,
+    pub access: Access,
 }
 
 impl Segment {
@@ -101,8 +91,8 @@ impl Segment {
 pub enum ElfError {
     /// A part ends after the file does.
     Truncated {
-        /// The part.
-        part: Part,
+        /// The segment, or `None` for the headers.
+        segment: Option<u16>,
         /// Where it ends.
         end: u64,
         /// Bytes of the file.
@@ -134,32 +124,14 @@ pub enum ElfError {
     BadEntry(VirtAddr),
 }
 
-/// A part of an ELF file.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Part {
-    /// The file's header.
-    Header,
-    /// The program headers.
-    ProgramHeaders,
-    /// The segment of this program header.
-    Segment(u16),
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Header => f.write_str("the header"),
-            Self::ProgramHeaders => f.write_str("the program header table"),
-            Self::Segment(number) => write!(f, "segment {number}"),
-        }
-    }
-}
-
 impl fmt::Display for ElfError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Truncated { part, end, bytes } => {
-                write!(f, "truncated: {part} ends at {end} of {bytes} bytes")
+            Self::Truncated { segment: None, end, bytes } => {
+                write!(f, "truncated: the headers end at {end} of {bytes} bytes")
+            }
+            Self::Truncated { segment: Some(number), end, bytes } => {
+                write!(f, "truncated: segment {number} ends at {end} of {bytes} bytes")
             }
             Self::NotElf64 => f.write_str("not a 64-bit little-endian ELF file"),
             Self::WrongMachine(machine) => write!(f, "for machine {machine}, not x86-64"),
@@ -202,13 +174,12 @@ impl<'a> Elf<'a> {
     /// The [`ElfError`] that says what is wrong.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ElfError> {
         let length = bytes.len() as u64;
-        let truncated = |part, end| ElfError::Truncated { part, end, bytes: length };
+        let truncated = |end| ElfError::Truncated { segment: None, end, bytes: length };
         // What cannot be an ELF file is not called a truncated one.
         if !bytes.starts_with(&IDENTIFICATION) {
             return Err(ElfError::NotElf64);
         }
-        let header: FileHeader =
-            field(bytes, 0).ok_or(truncated(Part::Header, size_of::<FileHeader>() as u64))?;
+        let header: FileHeader = field(bytes, 0).ok_or(truncated(size_of::<FileHeader>() as u64))?;
         if header.machine != X86_64 {
             return Err(ElfError::WrongMachine(header.machine));
         }
@@ -224,7 +195,7 @@ impl<'a> Elf<'a> {
         }
         let table_bytes = u64::from(count) * size_of::<ProgramHeader>() as u64;
         let table_end = header.program_headers.saturating_add(table_bytes);
-        let table_truncated = truncated(Part::ProgramHeaders, table_end);
+        let table_truncated = truncated(table_end);
         let table =
             range(header.program_headers, table_end).and_then(|r| bytes.get(r)).ok_or(table_truncated)?;
 
@@ -243,7 +214,7 @@ impl<'a> Elf<'a> {
         let entry = VirtAddr(header.entry);
         let in_code = |s: &Segment| {
             let code = s.address.0..s.address.0 + s.file.len() as u64;
-            s.rights == Rights::ReadExecute && code.contains(&entry.0)
+            s.access == Access::ReadExecute && code.contains(&entry.0)
         };
         if !segments.iter().any(|(_, segment)| in_code(segment)) {
             return Err(ElfError::BadEntry(entry));
@@ -281,7 +252,7 @@ fn segment(number: u16, program: &ProgramHeader, length: u64) -> Result<Option<S
         _ => return Ok(None),
     }
     let file_end = program.offset.saturating_add(program.file_bytes);
-    let truncated = ElfError::Truncated { part: Part::Segment(number), end: file_end, bytes: length };
+    let truncated = ElfError::Truncated { segment: Some(number), end: file_end, bytes: length };
     let file = range(program.offset, file_end).filter(|_| file_end <= length).ok_or(truncated)?;
     if program.file_bytes > program.memory_bytes {
         return Err(ElfError::Overlong(number));
@@ -297,13 +268,13 @@ fn segment(number: u16, program: &ProgramHeader, length: u64) -> Result<Option<S
     if !address.0.is_multiple_of(PAGE) {
         return Err(ElfError::Unaligned(number));
     }
-    let rights = match program.flags & (WRITE | EXECUTE) {
-        0 => Rights::Read,
-        WRITE => Rights::ReadWrite,
-        EXECUTE => Rights::ReadExecute,
+    let access = match program.flags & (WRITE | EXECUTE) {
+        0 => Access::Read,
+        WRITE => Access::ReadWrite,
+        EXECUTE => Access::ReadExecute,
         _ => return Err(ElfError::WritableAndExecutable(number)),
     };
-    Ok(Some(Segment { address, memory_bytes: program.memory_bytes, file, rights }))
+    Ok(Some(Segment { address, memory_bytes: program.memory_bytes, file, access }))
 }
 
 fn range(start: u64, end: u64) -> Option<Range<usize>> {

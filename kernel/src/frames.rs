@@ -76,8 +76,6 @@ impl fmt::Display for NoMemory {
     }
 }
 
-impl core::error::Error for NoMemory {}
-
 /// The free frames.
 #[derive(Clone, Debug)]
 pub struct Frames {

@@ -16,8 +16,7 @@ impl ThreadId {
     /// The thread with a number; only the bits below [`MAX_THREADS`] count.
     #[must_use]
     pub const fn new(number: u8) -> Self {
-        // At most 128.
-        Self(NonZeroU8::MIN.saturating_add(number & (MAX_THREADS - 1) as u8))
+        Self::from_index(number as usize)
     }
 
     /// Its number.
@@ -36,46 +35,40 @@ impl ThreadId {
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "masked to the table's size")]
     pub const fn from_index(index: usize) -> Self {
-        Self::new((index & (MAX_THREADS - 1)) as u8)
+        Self(NonZeroU8::MIN.saturating_add((index & (MAX_THREADS - 1)) as u8))
     }
 }
 
-/// A service's number: its place in the image.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct ServiceId(pub u8);
+macro_rules! number {
+    ($(#[$what:meta])* $name:ident, $places:ident) => {
+        $(#[$what])*
+        #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+        pub struct $name(pub u8);
 
-impl ServiceId {
-    /// Its place in the service table.
-    #[must_use]
-    pub const fn index(self) -> usize {
-        self.0 as usize & (MAX_SERVICES - 1)
-    }
+        impl $name {
+            /// Its place in the table.
+            #[must_use]
+            pub const fn index(self) -> usize {
+                self.0 as usize & ($places - 1)
+            }
+
+            /// What is at a place in the table; only the low bits of `index` count.
+            #[must_use]
+            #[expect(clippy::cast_possible_truncation, reason = "masked to the table's size")]
+            pub const fn from_index(index: usize) -> Self {
+                Self((index & ($places - 1)) as u8)
+            }
+        }
+    };
 }
 
-impl ServiceId {
-    /// The service at a place in the table; only the low bits of `index` count.
-    #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "masked to the table's size")]
-    pub const fn from_index(index: usize) -> Self {
-        Self((index & (MAX_SERVICES - 1)) as u8)
-    }
-}
-
-/// A core's number, in the order in which the cores were found; 0 booted the node.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct CoreId(pub u8);
-
-impl CoreId {
-    /// Its place in the core table.
-    #[must_use]
-    pub const fn index(self) -> usize {
-        self.0 as usize & (MAX_CORES - 1)
-    }
-
-    /// The core at a place in the table; only the low bits of `index` count.
-    #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "masked to the table's size")]
-    pub const fn from_index(index: usize) -> Self {
-        Self((index & (MAX_CORES - 1)) as u8)
-    }
-}
+number!(
+    /// A service's number: its place in the image.
+    ServiceId,
+    MAX_SERVICES
+);
+number!(
+    /// A core's number, in the order in which the cores were found; 0 booted the node.
+    CoreId,
+    MAX_CORES
+);

@@ -3,7 +3,6 @@
 use heapless::Vec;
 
 use crate::ids::ServiceId;
-use crate::machine::{InterruptSource, Trigger};
 
 /// The first vector that the kernel gives to a device.
 pub const FIRST_VECTOR: u8 = 0x30;
@@ -13,20 +12,13 @@ pub const MAX_INTERRUPTS: usize = 64;
 /// One interrupt.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct InterruptLine {
-    /// Where it comes from.
-    pub source: InterruptSource,
+    /// The global system interrupt to mask from when it comes until the service acknowledges it: of an I/O APIC's
+    /// level-triggered input, which would otherwise come again and again until its device is served.
+    pub masked: Option<u32>,
     /// Whose it is.
     pub service: ServiceId,
     /// The notification bits that it raises there.
     pub bits: u64,
-}
-
-impl InterruptLine {
-    /// Whether it would come again and again until its device is served.
-    #[must_use]
-    pub fn needs_mask(&self) -> bool {
-        matches!(self.source, InterruptSource::IoApic { level: Trigger::Level, .. })
-    }
 }
 
 /// All interrupts, in the order of their vectors from [`FIRST_VECTOR`] on.
@@ -51,13 +43,18 @@ impl InterruptTable {
 
     /// The interrupt at a place in the table.
     #[must_use]
-    pub fn get(&self, index: u8) -> Option<&InterruptLine> {
-        self.lines.get(usize::from(index))
+    pub fn get(&self, index: u8) -> Option<InterruptLine> {
+        self.lines.get(usize::from(index)).copied()
+    }
+
+    /// The global system interrupts of a service's that may be masked.
+    pub fn masked_of(&self, service: ServiceId) -> impl Iterator<Item = u32> {
+        self.lines.iter().filter(move |line| line.service == service).filter_map(|line| line.masked)
     }
 
     /// The interrupt with a vector.
     #[must_use]
     pub fn by_vector(&self, vector: u8) -> Option<InterruptLine> {
-        self.get(vector.checked_sub(FIRST_VECTOR)?).copied()
+        self.get(vector.checked_sub(FIRST_VECTOR)?)
     }
 }

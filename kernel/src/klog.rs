@@ -8,7 +8,7 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use heapless::Vec;
-use ipc::abi::{MAX_CORES, MAX_LOG_BYTES};
+use ipc::abi::{LOG_KERNEL, MAX_CORES, MAX_LOG_BYTES};
 use kernel::ids::CoreId;
 use kernel::machine::Machine;
 use kernel::state::State;
@@ -79,7 +79,7 @@ pub fn flush<M: Machine>(state: &mut State, m: &mut M, core: CoreId) {
         let Some((frame, tail)) = tail.split_at_checked(usize::from(u16::from_le_bytes(*length))) else {
             break;
         };
-        state.log_kernel(m, core, 0, frame);
+        state.log(m, core, LOG_KERNEL, 0, frame);
         rest = tail;
     }
     waiting.clear();

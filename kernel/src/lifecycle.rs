@@ -6,8 +6,8 @@
 //! the meantime wait for it.
 
 use ipc::abi::{
-    Error, FAULT_BIT, FaultCause, FaultReport, Handle, MAX_CAPABILITIES, MAX_PANIC_BYTES, NEVER, START_PAGE,
-    ServiceOperation, ServiceState, StartEntry, StartPage,
+    Error, FAULT_BIT, FaultCause, FaultReport, Handle, MAX_CAPABILITIES, NEVER, START_PAGE, ServiceOperation,
+    ServiceState, StartEntry, StartPage,
 };
 use ipc::image::RIGHT_SUPERVISE;
 use zerocopy::FromZeros;
@@ -50,41 +50,27 @@ impl State {
             } else {
                 FaultCause::PageFault
             };
-            let mut report = self.report(m, id, cause);
-            report.vector = u64::from(vector);
-            report.error_code = error_code;
-            report.address = if vector == PAGE_FAULT { address } else { 0 };
-            self.stop(m, core, thread_service(self, id), report);
+            self.fail(m, core, id, cause, |report| {
+                report.vector = u64::from(vector);
+                report.error_code = error_code;
+                report.address = if vector == PAGE_FAULT { address } else { 0 };
+            });
         }
         self.reschedule(m, core);
     }
 
-    /// A thread ran longer than its budget.
-    pub(crate) fn over_budget<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId) {
-        let report = self.report(m, id, FaultCause::Budget);
-        self.stop(m, core, thread_service(self, id), report);
-    }
-
-    /// A service's first thread ended.
-    pub(crate) fn service_exit<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId, code: u64) {
-        let mut report = self.report(m, id, FaultCause::Exit);
-        report.error_code = code;
-        self.stop(m, core, thread_service(self, id), report);
-    }
-
-    /// A service gave itself up.
-    pub(crate) fn panicked<M: Machine>(
+    /// Stops the service of a thread that did what services must not, or gave itself up.
+    pub(crate) fn fail<M: Machine>(
         &mut self,
         m: &mut M,
         core: CoreId,
         id: ThreadId,
-        text: &[u8; MAX_PANIC_BYTES],
-        text_bytes: u64,
+        cause: FaultCause,
+        tell: impl FnOnce(&mut FaultReport),
     ) {
-        let mut report = self.report(m, id, FaultCause::Panic);
-        report.text = *text;
-        report.text_bytes = text_bytes;
-        self.stop(m, core, thread_service(self, id), report);
+        let mut report = self.report(m, id, cause);
+        tell(&mut report);
+        self.stop(m, core, self.threads[id.index()].service, report);
     }
 
     fn report<M: Machine>(&self, m: &M, id: ThreadId, cause: FaultCause) -> FaultReport {
@@ -262,6 +248,10 @@ impl State {
         let entry = service.entry.0;
         let context = UserContext::at_entry(entry, ipc::abi::stack_top(0), [START_PAGE, 0]);
         self.threads[first.index()].context = context;
+        if service.generation > 0 {
+            // What its former life was told of and did not acknowledge.
+            self.interrupts.masked_of(target).for_each(|gsi| m.unmask(gsi));
+        }
         self.make_ready(m, core, first, 0);
     }
 
@@ -305,10 +295,6 @@ impl State {
 #[expect(clippy::cast_possible_truncation, reason = "a table has 64 slots")]
 pub(crate) const fn slot_number(slot: usize) -> u16 {
     slot as u16
-}
-
-fn thread_service(state: &State, id: ThreadId) -> ServiceId {
-    state.threads[id.index()].service
 }
 
 /// Fills `bytes` bytes at `to`: `copied` of them from `source`, zeros beyond.

@@ -9,22 +9,23 @@ use heapless::Vec;
 use ipc::abi::{
     CapabilityKind, ENTRY_KEPT, ENTRY_WRITABLE, HEAP_BASE, Handle, MAX_CAPABILITIES, MAX_REGIONS,
     MAX_STACK_BYTES, MAX_THREADS_PER_SERVICE, Name, PAGE_SIZE, PRIORITIES, REGION_BASE, START_MAGIC,
-    START_PAGE, ServiceState, StartEntry, StartPage, USER_END, message_page, stack_top,
+    START_PAGE, ServiceState, StartEntry, StartPage, USER_BITS, USER_END, message_page, stack_top,
 };
 use ipc::image::{
-    CapabilityDescriptor, DEVICE_WINDOW_BYTES, Image, ImageError, MAX_DEVICES, ObjectDescriptor,
-    RegionDescriptor, RegionKind, ServiceDescriptor, SystemDescriptor,
+    CapabilityDescriptor, DEVICE_WINDOW_BYTES, DeviceDescriptor, Image, ImageError, MAX_DEVICES,
+    ObjectDescriptor, RIGHT_SUPERVISE, RegionDescriptor, RegionKind, ServiceDescriptor, SystemDescriptor,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::address::{PhysAddr, VirtAddr};
-use crate::elf::{Elf, ElfError, Rights};
+use crate::elf::{Elf, ElfError};
 use crate::frames::{Frames, NoMemory};
 use crate::ids::{CoreId, ServiceId, ThreadId};
 use crate::interrupts::InterruptLine;
 use crate::lifecycle::{restore, slot_number};
-use crate::machine::{InterruptSource, Machine, PciAddress, Trigger};
-use crate::service::{Access, Mapping, Object, OnRestart, Service, Serving};
+use crate::machine::{Machine, PciAddress, Trigger};
+use crate::paging::host::{Access, Cache, HostAttributes, Owner};
+use crate::service::{Mapping, Object, OnRestart, Service, Serving};
 use crate::state::State;
 use crate::thread::Thread;
 
@@ -33,15 +34,6 @@ const PAGE: u64 = PAGE_SIZE as u64;
 const DMA_END: PhysAddr = PhysAddr(1 << 32);
 /// Distance between two BARs of a device in its driver's address space.
 const BAR_STRIDE: u64 = DEVICE_WINDOW_BYTES / 8;
-
-/// What a page of a service's may be used for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum PageUse {
-    /// Memory, as an ELF segment asks.
-    Memory(Rights),
-    /// A device's registers: read and written, not cached.
-    Device,
-}
 
 /// The address spaces of services.
 pub trait Spaces {
@@ -55,7 +47,7 @@ pub trait Spaces {
         from: VirtAddr,
         to: PhysAddr,
         pages: u64,
-        page_use: PageUse,
+        with: HostAttributes,
     ) -> Option<()>;
 }
 
@@ -164,8 +156,6 @@ impl fmt::Display for LoadError {
     }
 }
 
-impl core::error::Error for LoadError {}
-
 impl From<ImageError> for LoadError {
     fn from(error: ImageError) -> Self {
         Self::Image(error)
@@ -198,7 +188,6 @@ pub fn load<M: Machine, S: Spaces>(
     platform: &Platform<'_>,
 ) -> Result<Routes, LoadError> {
     state.node.tsc_hz = platform.tsc_hz;
-    state.node.number = platform.node;
     // Ten milliseconds.
     state.turn = platform.tsc_hz / 100;
     let mut regions: Vec<Region<'_>, MAX_REGIONS> = Vec::new();
@@ -208,16 +197,15 @@ pub fn load<M: Machine, S: Spaces>(
         let physical = take(m, frames, name, u64::from(descriptor.pages), below)?;
         regions.push(Region { descriptor, physical }).map_err(|_| LoadError::TooMany(name, "regions"))?;
     }
-    let mut routes = Routes::default();
-    let mut loader = Loader { m, spaces, frames, image, platform, regions: &regions, routes: &mut routes };
-    for (number, entry) in image.services().enumerate() {
+    let (routes, regions) = (Routes::default(), &regions);
+    let mut loader = Loader { state, m, spaces, frames, image, platform, regions, routes };
+    for entry in image.services() {
         let descriptor = image.service(entry)?;
-        let id = ServiceId::from_index(number);
         let name = name_of(&descriptor.name);
         check(&descriptor, name, platform, system)?;
-        let service = loader.service(state, id, name, &descriptor)?;
-        state.services.push(service).map_err(|_| LoadError::TooMany(name, "services"))?;
+        loader.service(name, &descriptor)?;
     }
+    let routes = loader.routes;
     state.node.frames = frames.total();
     state.node.frames_free = frames.free();
     for index in 0..state.services.len() {
@@ -240,6 +228,10 @@ fn check(
     if descriptor.threads == 0 || usize::from(descriptor.threads) > MAX_THREADS_PER_SERVICE {
         return out("its number of threads");
     }
+    // It must be off every core once it stopped, because the kernel restarts it at once.
+    if descriptor.rights & RIGHT_SUPERVISE != 0 && descriptor.threads != 1 {
+        return out("a supervisor's number of threads");
+    }
     let stack = u64::from(descriptor.stack_bytes);
     if stack == 0 || !stack.is_multiple_of(PAGE) || stack > MAX_STACK_BYTES {
         return out("its stack");
@@ -252,20 +244,22 @@ fn check(
     }
     for capability in &descriptor.capabilities {
         let known = |service: u8| service < system.service_count;
+        let free = |bits: u64| bits != 0 && bits & !USER_BITS == 0;
         let good = match capability.object {
-            ObjectDescriptor::Endpoint { service } | ObjectDescriptor::Notification { service, .. } => {
-                known(service)
-            }
+            ObjectDescriptor::Endpoint { service } => known(service),
+            ObjectDescriptor::Notification { service, bits } => known(service) && free(bits),
             ObjectDescriptor::Region { region, address, .. } => {
                 let bytes = system.regions.get(usize::from(region)).map(|r| u64::from(r.pages) * PAGE);
                 bytes.and_then(|b| address.checked_add(b)).is_some_and(|end| end <= USER_END)
                     && address >= REGION_BASE
                     && address.is_multiple_of(PAGE)
             }
-            ObjectDescriptor::Interrupt { line, .. } => line < 16,
+            ObjectDescriptor::Interrupt { line, bits } => line < 16 && free(bits),
             ObjectDescriptor::Ports { first, count } => count > 0 && first.checked_add(count - 1).is_some(),
-            ObjectDescriptor::Device { device, address, .. } => {
-                usize::from(device) < system.devices.len()
+            ObjectDescriptor::Device { device, address, first_bit } => {
+                let end = |d: &DeviceDescriptor| u32::from(first_bit) + u32::from(d.interrupts);
+                let found = system.devices.get(usize::from(device));
+                found.is_some_and(|d| end(d) <= USER_BITS.count_ones())
                     && address >= REGION_BASE
                     && address.is_multiple_of(PAGE)
                     && address.checked_add(DEVICE_WINDOW_BYTES).is_some_and(|end| end <= USER_END)
@@ -279,30 +273,53 @@ fn check(
 }
 
 struct Loader<'a, 'b, M, S> {
+    state: &'a mut State,
     m: &'a mut M,
     spaces: &'a mut S,
     frames: &'a mut Frames,
     image: &'a Image<'b>,
     platform: &'a Platform<'a>,
     regions: &'a Vec<Region<'a>, MAX_REGIONS>,
-    routes: &'a mut Routes,
+    routes: Routes,
+}
+
+/// A service that is being made.
+struct Draft {
+    service: Service,
+    id: ServiceId,
+    /// The home of its threads and interrupts.
+    core: CoreId,
+    priority: u8,
+    page: StartPage,
+}
+
+impl Draft {
+    /// Fills the next slot of the capability table, and the start page's entry for it.
+    fn grant(&mut self, object: Object, entry: StartEntry) -> Result<(), LoadError> {
+        let slot = self.page.entry_count as usize;
+        if slot >= MAX_CAPABILITIES {
+            return Err(LoadError::TooMany(self.service.name, "capabilities"));
+        }
+        self.service.capabilities[slot] = object;
+        // The generation comes with the start.
+        self.page.entries[slot] = StartEntry { handle: Handle::new(slot_number(slot), 0).0, ..entry };
+        self.page.entry_count += 1;
+        Ok(())
+    }
 }
 
 impl<M: Machine, S: Spaces> Loader<'_, '_, M, S> {
-    fn service(
-        &mut self,
-        state: &mut State,
-        id: ServiceId,
-        name: Name,
-        descriptor: &ServiceDescriptor,
-    ) -> Result<Service, LoadError> {
+    fn service(&mut self, name: Name, descriptor: &ServiceDescriptor) -> Result<(), LoadError> {
+        let Platform { tsc_hz, cores, node, .. } = *self.platform;
+        let id = ServiceId::from_index(self.state.services.len());
+        let core = CoreId::from_index(descriptor.core.map_or(id.index(), usize::from) % cores);
         let mut service = Service::absent();
         service.name = name;
         service.state = ServiceState::Ready;
-        service.priority = descriptor.priority;
         service.serving = if descriptor.pinned { Serving::Pinned } else { Serving::OnCallersTime };
-        service.budget = self.platform.tsc_hz / 1000 * u64::from(descriptor.budget_us) / 1000;
+        service.budget = tsc_hz / 1000 * u64::from(descriptor.budget_us) / 1000;
         service.rights = descriptor.rights;
+        service.first_thread = ThreadId::from_index(self.state.threads.len());
         service.threads = descriptor.threads;
         service.stack_bytes = u64::from(descriptor.stack_bytes);
         service.restart_limit = descriptor.restart_limit;
@@ -313,30 +330,58 @@ impl<M: Machine, S: Spaces> Loader<'_, '_, M, S> {
         if descriptor.heap_bytes > 0 {
             self.zeroed(&mut service, VirtAddr(HEAP_BASE), u64::from(descriptor.heap_bytes))?;
         }
-        let core = descriptor.core.map_or(id.index(), usize::from) % self.platform.cores;
-        service.first_thread = ThreadId::from_index(state.threads.len());
+        let page = StartPage {
+            magic: START_MAGIC,
+            service: u32::from(id.0),
+            threads: u32::from(service.threads),
+            name,
+            tsc_hz,
+            // At most MAX_CORES.
+            cores: u32::try_from(cores).unwrap_or(1),
+            heap_bytes: u64::from(descriptor.heap_bytes),
+            node,
+            ..StartPage::new_zeroed()
+        };
+        let mut draft = Draft { service, id, core, priority: descriptor.priority, page };
         for slot in 0..descriptor.threads {
-            self.thread(state, &mut service, id, slot, core)?;
+            self.thread(&mut draft, slot)?;
         }
-        self.start_page(state, &mut service, id, descriptor, CoreId::from_index(core))?;
-        Ok(service)
+        for capability in &descriptor.capabilities {
+            self.capability(&mut draft, capability)?;
+        }
+        let Draft { mut service, page, .. } = draft;
+        let physical = take(self.m, self.frames, name, 1, None)?;
+        self.m.write(physical, page.as_bytes());
+        service.start_page = physical;
+        let mapping =
+            Mapping { start: VirtAddr(START_PAGE), bytes: PAGE, physical, on_restart: OnRestart::Keep };
+        self.add(&mut service, mapping, user(Access::Read))?;
+        self.state.services.push(service).map_err(|_| LoadError::TooMany(name, "services"))
     }
 
     /// Maps memory and notes it among the service's.
-    fn add(&mut self, service: &mut Service, mapping: Mapping, page_use: PageUse) -> Result<(), LoadError> {
-        let pages = mapping.bytes.div_ceil(PAGE);
-        self.spaces
-            .map(self.frames, service.root, mapping.start, mapping.physical, pages, page_use)
-            .ok_or(LoadError::CannotMap(service.name))?;
-        service.mappings.push(mapping).map_err(|_| LoadError::TooMany(service.name, "pieces of memory"))
+    fn add(&mut self, service: &mut Service, memory: Mapping, with: HostAttributes) -> Result<(), LoadError> {
+        self.map(service, memory.start, memory.physical, memory.bytes, with)?;
+        service.mappings.push(memory).map_err(|_| LoadError::TooMany(service.name, "pieces of memory"))
+    }
+
+    fn map(
+        &mut self,
+        service: &Service,
+        from: VirtAddr,
+        to: PhysAddr,
+        bytes: u64,
+        with: HostAttributes,
+    ) -> Result<(), LoadError> {
+        let mapped = self.spaces.map(self.frames, service.root, from, to, bytes.div_ceil(PAGE), with);
+        mapped.ok_or(LoadError::CannotMap(service.name))
     }
 
     /// Gives the service memory that is zero at each start.
     fn zeroed(&mut self, service: &mut Service, start: VirtAddr, bytes: u64) -> Result<PhysAddr, LoadError> {
         let physical = take(self.m, self.frames, service.name, bytes / PAGE, None)?;
-        let on_restart = OnRestart::Restore { source: PhysAddr(0), source_bytes: 0 };
-        let mapping = Mapping { start, bytes, physical, access: Access::ReadWrite, on_restart };
-        self.add(service, mapping, PageUse::Memory(Rights::ReadWrite))?;
+        let mapping = Mapping { start, bytes, physical, on_restart: OnRestart::ZEROS };
+        self.add(service, mapping, user(Access::ReadWrite))?;
         Ok(physical)
     }
 
@@ -351,156 +396,82 @@ impl<M: Machine, S: Spaces> Loader<'_, '_, M, S> {
             let source = PhysAddr(file_at + segment.file.start as u64);
             let source_bytes = segment.file.len() as u64;
             restore(self.m, source, source_bytes, physical, bytes);
-            let (access, on_restart) = match segment.rights {
-                Rights::ReadWrite => (Access::ReadWrite, OnRestart::Restore { source, source_bytes }),
-                Rights::Read | Rights::ReadExecute => (Access::ReadOnly, OnRestart::Keep),
+            let on_restart = match segment.access {
+                Access::ReadWrite => OnRestart::Restore { source, source_bytes },
+                Access::Read | Access::ReadExecute => OnRestart::Keep,
             };
-            let mapping = Mapping { start: segment.address, bytes, physical, access, on_restart };
-            self.add(service, mapping, PageUse::Memory(segment.rights))?;
+            let mapping = Mapping { start: segment.address, bytes, physical, on_restart };
+            self.add(service, mapping, user(segment.access))?;
         }
         Ok(())
     }
 
-    fn thread(
-        &mut self,
-        state: &mut State,
-        service: &mut Service,
-        id: ServiceId,
-        slot: u8,
-        core: usize,
-    ) -> Result<(), LoadError> {
-        let thread_id = ThreadId::from_index(state.threads.len());
+    fn thread(&mut self, draft: &mut Draft, slot: u8) -> Result<(), LoadError> {
+        let Draft { service, id, core, priority, .. } = draft;
+        let thread_id = ThreadId::from_index(self.state.threads.len());
         let mut thread = Thread::unused(thread_id);
-        thread.place(thread_id, id, slot);
+        thread.place(thread_id, *id, slot);
         thread.root = service.root;
-        thread.priority = service.priority;
-        thread.core = CoreId::from_index(core);
+        thread.priority = *priority;
+        thread.core = *core;
         let page = VirtAddr(message_page(usize::from(slot)));
         thread.message_page = self.zeroed(service, page, PAGE)?;
         let stack = VirtAddr(stack_top(usize::from(slot)) - service.stack_bytes);
         self.zeroed(service, stack, service.stack_bytes)?;
-        state.threads.push(thread).map_err(|_| LoadError::TooMany(service.name, "threads"))
+        self.state.threads.push(thread).map_err(|_| LoadError::TooMany(service.name, "threads"))
     }
 
-    fn start_page(
-        &mut self,
-        state: &mut State,
-        service: &mut Service,
-        id: ServiceId,
-        descriptor: &ServiceDescriptor,
-        core: CoreId,
-    ) -> Result<(), LoadError> {
-        let mut page = StartPage {
-            magic: START_MAGIC,
-            service: u32::from(id.0),
-            threads: u32::from(service.threads),
-            name: service.name,
-            tsc_hz: self.platform.tsc_hz,
-            // At most MAX_CORES.
-            cores: u32::try_from(self.platform.cores).unwrap_or(1),
-            heap_bytes: u64::from(descriptor.heap_bytes),
-            node: self.platform.node,
-            ..StartPage::new_zeroed()
-        };
-        for capability in &descriptor.capabilities {
-            self.capability(state, service, id, capability, core, &mut page)?;
-        }
-        service.start_page = take(self.m, self.frames, service.name, 1, None)?;
-        self.m.write(service.start_page, page.as_bytes());
-        let mapping = Mapping {
-            start: VirtAddr(START_PAGE),
-            bytes: PAGE,
-            physical: service.start_page,
-            access: Access::ReadOnly,
-            on_restart: OnRestart::Keep,
-        };
-        self.add(service, mapping, PageUse::Memory(Rights::Read))
-    }
-
-    /// Fills the next slot of the capability table, and the start page's entry for it.
-    fn grant(
-        service: &mut Service,
-        page: &mut StartPage,
-        object: Object,
-        entry: StartEntry,
-    ) -> Result<(), LoadError> {
-        let slot = page.entry_count as usize;
-        if slot >= MAX_CAPABILITIES {
-            return Err(LoadError::TooMany(service.name, "capabilities"));
-        }
-        service.capabilities[slot] = object;
-        // The generation comes with the start.
-        page.entries[slot] = StartEntry { handle: Handle::new(slot_number(slot), 0).0, ..entry };
-        page.entry_count += 1;
-        Ok(())
-    }
-
-    fn capability(
-        &mut self,
-        state: &mut State,
-        service: &mut Service,
-        id: ServiceId,
-        capability: &CapabilityDescriptor,
-        core: CoreId,
-        page: &mut StartPage,
-    ) -> Result<(), LoadError> {
+    fn capability(&mut self, draft: &mut Draft, capability: &CapabilityDescriptor) -> Result<(), LoadError> {
         let name = name_of(&capability.name);
         let entry = |kind: CapabilityKind| StartEntry { name, kind: kind as u16, ..StartEntry::new_zeroed() };
         match capability.object {
             ObjectDescriptor::Endpoint { service: target } => {
                 let entry = StartEntry { length: u64::from(target), ..entry(CapabilityKind::Endpoint) };
-                Self::grant(service, page, Object::Endpoint(ServiceId(target)), entry)
+                draft.grant(Object::Endpoint(ServiceId(target)), entry)
             }
             ObjectDescriptor::Notification { service: target, bits } => {
                 let entry =
                     StartEntry { length: u64::from(target), bits, ..entry(CapabilityKind::Notification) };
-                Self::grant(service, page, Object::Notification(ServiceId(target), bits), entry)
+                draft.grant(Object::Notification(ServiceId(target), bits), entry)
             }
             ObjectDescriptor::Region { region, address, writable } => {
                 let Some(region) = self.regions.get(usize::from(region)) else {
-                    return Err(LoadError::OutOfRange(service.name, "a region"));
+                    return Err(LoadError::OutOfRange(draft.service.name, "a region"));
                 };
-                self.region(service, page, entry(CapabilityKind::Region), region, address, writable)
+                self.region(draft, entry(CapabilityKind::Region), region, address, writable)
             }
             ObjectDescriptor::Interrupt { line, bits } => {
-                let (gsi, level) = (self.platform.isa)(line);
-                let source = InterruptSource::IoApic { gsi, level };
-                let (index, vector) = interrupt(state, service.name, source, id, bits)?;
-                let route = PinRoute { line, gsi, vector, core };
-                self.routes.pins.push(route).map_err(|_| LoadError::TooMany(service.name, "interrupts"))?;
-                let entry = StartEntry { bits, ..entry(CapabilityKind::Interrupt) };
-                Self::grant(service, page, Object::Interrupt(index), entry)
+                let (gsi, trigger) = (self.platform.isa)(line);
+                let masked = (trigger == Trigger::Level).then_some(gsi);
+                let vector = self.interrupt(draft, masked, bits, entry(CapabilityKind::Interrupt))?;
+                let route = PinRoute { line, gsi, vector, core: draft.core };
+                self.routes.pins.push(route).map_err(|_| LoadError::TooMany(draft.service.name, "interrupts"))
             }
             ObjectDescriptor::Ports { first, count } => {
-                let entry = StartEntry {
-                    address: u64::from(first),
-                    length: u64::from(count),
-                    ..entry(CapabilityKind::Ports)
-                };
-                Self::grant(service, page, Object::Ports { first, count }, entry)
+                let (address, length) = (u64::from(first), u64::from(count));
+                let entry = StartEntry { address, length, ..entry(CapabilityKind::Ports) };
+                draft.grant(Object::Ports { first, count }, entry)
             }
             ObjectDescriptor::Device { device, address, first_bit } => {
                 let found = self.platform.devices.get(usize::from(device)).and_then(Option::as_ref);
                 let Some(found) = found else { return Ok(()) };
                 let function = Object::PciFunction { address: found.address, msix: found.msix };
-                let at = u64::from(found.address.0);
+                let at = u64::from(found.address.id());
                 let config = StartEntry { address: at, ..entry(CapabilityKind::PciFunction) };
-                Self::grant(service, page, function, config)?;
+                draft.grant(function, config)?;
                 for bar in &found.bars {
                     let start = address + u64::from(bar.index) * BAR_STRIDE;
-                    let memory = entry(CapabilityKind::DeviceMemory);
-                    self.bar(service, page, memory, bar, start)?;
+                    self.bar(draft, entry(CapabilityKind::DeviceMemory), bar, start)?;
                 }
-                for entry_index in 0..found.msix_entries {
-                    let bits = 1u64.checked_shl(u32::from(first_bit) + u32::from(entry_index)).unwrap_or(0);
-                    let (index, vector) = interrupt(state, service.name, InterruptSource::MsiX, id, bits)?;
-                    let route = MsiRoute { function: found.address, entry: entry_index, vector, core };
+                for index in 0..found.msix_entries {
+                    let bits = 1u64.checked_shl(u32::from(first_bit) + u32::from(index)).unwrap_or(0);
+                    let entry = StartEntry { index, ..entry(CapabilityKind::Interrupt) };
+                    let vector = self.interrupt(draft, None, bits, entry)?;
+                    let route = MsiRoute { function: found.address, entry: index, vector, core: draft.core };
                     self.routes
                         .msi
                         .push(route)
-                        .map_err(|_| LoadError::TooMany(service.name, "interrupts"))?;
-                    let entry = StartEntry { index: entry_index, bits, ..entry(CapabilityKind::Interrupt) };
-                    Self::grant(service, page, Object::Interrupt(index), entry)?;
+                        .map_err(|_| LoadError::TooMany(draft.service.name, "interrupts"))?;
                 }
                 Ok(())
             }
@@ -509,77 +480,64 @@ impl<M: Machine, S: Spaces> Loader<'_, '_, M, S> {
 
     fn region(
         &mut self,
-        service: &mut Service,
-        page: &mut StartPage,
+        draft: &mut Draft,
         entry: StartEntry,
         region: &Region<'_>,
         address: u64,
         writable: bool,
     ) -> Result<(), LoadError> {
-        let (access, rights, writable) = if writable {
-            (Access::ReadWrite, Rights::ReadWrite, ENTRY_WRITABLE)
-        } else {
-            (Access::ReadOnly, Rights::Read, 0)
-        };
-        let zeros = OnRestart::Restore { source: PhysAddr(0), source_bytes: 0 };
-        let (on_restart, kept) = match region.descriptor.kind {
-            RegionKind::Private => (zeros, 0),
+        let Region { descriptor: RegionDescriptor { kind, .. }, physical } = *region;
+        let (access, writable) =
+            if writable { (Access::ReadWrite, ENTRY_WRITABLE) } else { (Access::Read, 0) };
+        let (on_restart, kept) = match kind {
+            RegionKind::Private => (OnRestart::ZEROS, 0),
             RegionKind::Kept => (OnRestart::Keep, ENTRY_KEPT),
             RegionKind::Shared | RegionKind::Dma => (OnRestart::Keep, 0),
         };
         let bytes = region.bytes();
-        let start = VirtAddr(address);
-        let mapping = Mapping { start, bytes, physical: region.physical, access, on_restart };
-        self.add(service, mapping, PageUse::Memory(rights))?;
+        let mapping = Mapping { start: VirtAddr(address), bytes, physical, on_restart };
+        self.add(&mut draft.service, mapping, user(access))?;
         let entry = StartEntry { address, length: bytes, flags: writable | kept, ..entry };
-        if region.descriptor.kind == RegionKind::Dma {
-            let entry =
-                StartEntry { kind: CapabilityKind::DmaRegion as u16, bits: region.physical.0, ..entry };
-            Self::grant(service, page, Object::Dma { physical: region.physical, bytes }, entry)
+        if *kind == RegionKind::Dma {
+            let entry = StartEntry { kind: CapabilityKind::DmaRegion as u16, bits: physical.0, ..entry };
+            draft.grant(Object::Dma { physical, bytes }, entry)
         } else {
-            Self::grant(service, page, Object::Region, entry)
+            draft.grant(Object::Region, entry)
         }
     }
 
-    fn bar(
-        &mut self,
-        service: &mut Service,
-        page: &mut StartPage,
-        entry: StartEntry,
-        bar: &Bar,
-        start: u64,
-    ) -> Result<(), LoadError> {
+    fn bar(&mut self, draft: &mut Draft, entry: StartEntry, bar: &Bar, at: u64) -> Result<(), LoadError> {
+        let Bar { index, physical, bytes } = *bar;
         // A BAR smaller than a page shares its page with others: not to be given away.
-        if bar.bytes < PAGE || bar.bytes > BAR_STRIDE || !bar.physical.0.is_multiple_of(PAGE) {
+        if !(PAGE..=BAR_STRIDE).contains(&bytes) || !physical.0.is_multiple_of(PAGE) {
             return Ok(());
         }
-        let pages = bar.bytes / PAGE;
-        self.spaces
-            .map(self.frames, service.root, VirtAddr(start), bar.physical, pages, PageUse::Device)
-            .ok_or(LoadError::CannotMap(service.name))?;
-        let entry = StartEntry {
-            index: u16::from(bar.index),
-            address: start,
-            length: bar.bytes,
-            bits: bar.physical.0,
-            flags: ENTRY_WRITABLE,
-            ..entry
-        };
-        Self::grant(service, page, Object::Region, entry)
+        let uncached = HostAttributes { cache: Cache::Uncached, ..user(Access::ReadWrite) };
+        self.map(&draft.service, VirtAddr(at), physical, bytes, uncached)?;
+        let (index, flags) = (u16::from(index), ENTRY_WRITABLE);
+        let entry = StartEntry { index, address: at, length: bytes, bits: physical.0, flags, ..entry };
+        draft.grant(Object::Region, entry)
+    }
+
+    /// Gives the service an interrupt; its vector.
+    fn interrupt(
+        &mut self,
+        draft: &mut Draft,
+        masked: Option<u32>,
+        bits: u64,
+        entry: StartEntry,
+    ) -> Result<u8, LoadError> {
+        let line = InterruptLine { masked, service: draft.id, bits };
+        let too_many = LoadError::TooMany(draft.service.name, "interrupts");
+        let (index, vector) = self.state.interrupts.add(line).ok_or(too_many)?;
+        draft.grant(Object::Interrupt(index), StartEntry { bits, ..entry })?;
+        Ok(vector)
     }
 }
 
-fn interrupt(
-    state: &mut State,
-    name: Name,
-    source: InterruptSource,
-    service: ServiceId,
-    bits: u64,
-) -> Result<(u8, u8), LoadError> {
-    state
-        .interrupts
-        .add(InterruptLine { source, service, bits })
-        .ok_or(LoadError::TooMany(name, "interrupts"))
+/// How a service's memory is mapped.
+const fn user(access: Access) -> HostAttributes {
+    HostAttributes { access, owner: Owner::User, cache: Cache::WriteBack }
 }
 
 /// Takes contiguous frames and clears them.

@@ -7,7 +7,10 @@ use std::string::ToString;
 use std::vec;
 use std::vec::Vec;
 
-use ipc::abi::{CapabilityKind, Name, REGION_BASE, START_MAGIC, StartPage, message_page};
+use ipc::abi::{
+    CapabilityKind, FAULT_BIT, Name, RECEIVE_MESSAGES, REGION_BASE, START_MAGIC, START_PAGE, StartPage,
+    message_page,
+};
 use ipc::image::{
     CapabilityDescriptor, DeviceDescriptor, Entry, EntryKind, Header, Image, MAGIC, ObjectDescriptor,
     RegionDescriptor, RegionKind, ServiceDescriptor, SystemDescriptor,
@@ -18,9 +21,10 @@ use crate::address::{PhysAddr, VirtAddr};
 use crate::cpu::Core;
 use crate::frames::Frames;
 use crate::ids::{CoreId, ThreadId};
-use crate::load::{Bar, Device, LoadError, PageUse, Platform, Routes, Spaces, load};
+use crate::load::{Bar, Device, LoadError, Platform, Routes, Spaces, load};
 use crate::machine::{PciAddress, Trigger};
 use crate::memory_map::{Kind, MemoryMap};
+use crate::paging::host::{Access, Cache, HostAttributes, Owner};
 use crate::state::State;
 use crate::testing::FakeMachine;
 
@@ -30,7 +34,7 @@ const MODULE: u64 = 0x8_0000;
 #[derive(Default)]
 struct FakeSpaces {
     roots: u64,
-    mapped: Vec<(PhysAddr, u64, u64, PageUse)>,
+    mapped: Vec<(PhysAddr, u64, u64, HostAttributes)>,
 }
 
 impl Spaces for FakeSpaces {
@@ -46,13 +50,13 @@ impl Spaces for FakeSpaces {
         from: VirtAddr,
         _: PhysAddr,
         pages: u64,
-        page_use: PageUse,
+        with: HostAttributes,
     ) -> Option<()> {
         let end = from.0 + pages * 4096;
         if self.mapped.iter().any(|&(r, start, stop, _)| r == root && start < end && from.0 < stop) {
             return None;
         }
-        self.mapped.push((root, from.0, end, page_use));
+        self.mapped.push((root, from.0, end, with));
         Some(())
     }
 }
@@ -140,7 +144,7 @@ fn image(system: &SystemDescriptor, services: &[(ServiceDescriptor, Vec<u8>)]) -
     let header = Header {
         magic: MAGIC,
         total_bytes: offset as u64,
-        entry_count: parts.len() as u32,
+        entry_count: u32::try_from(parts.len()).unwrap(),
         table_crc: crc32fast::hash(entries.as_bytes()),
     };
     let mut image = vec![0; offset];
@@ -169,9 +173,9 @@ fn load_image(bytes: &[u8], devices: &[Option<Device>]) -> Loaded {
     let mut map = MemoryMap::new();
     map.add(0x10_0000, 0x20_0000, Kind::Usable).unwrap();
     let mut frames = Frames::new(&map);
-    let mut state = Box::new(State::new());
+    let mut state = Box::new(State::empty());
     for _ in 0..2 {
-        state.cores.push(Core::new()).unwrap();
+        state.cores.push(Core::idle()).unwrap();
     }
     m.at(PhysAddr(MODULE))[..bytes.len()].copy_from_slice(bytes);
     // A copy that is aligned as a module in memory is.
@@ -201,7 +205,7 @@ fn load_image(bytes: &[u8], devices: &[Option<Device>]) -> Loaded {
 fn nic() -> Device {
     let bar = |index, physical, bytes| Bar { index, physical: PhysAddr(physical), bytes };
     Device {
-        address: PciAddress(0x10),
+        address: PciAddress::from_id(0x10),
         bars: [bar(1, 0xfe00_0000, 0x1000), bar(2, 0xfe00_1000, 0x100), bar(4, 0xfd00_0000, 0x4000)]
             .into_iter()
             .collect(),
@@ -230,9 +234,8 @@ fn an_image_becomes_services_that_run() {
     let mut loaded = load_image(&bytes, &[Some(nic())]);
     let routes = loaded.result.unwrap();
     let second = &loaded.state.services[1];
-    let data = second.translate(VirtAddr(0x40_1000), 5, crate::service::Access::ReadWrite).unwrap();
+    let data = second.translate(VirtAddr(0x40_1000), 5).unwrap();
     let start = second.start_page;
-    assert_eq!(second.translate(VirtAddr(0x40_0000), 5, crate::service::Access::ReadWrite), None);
     assert_eq!(second.first_thread, ThreadId::new(2));
     assert_eq!(&loaded.m.at(data)[..6], b"hello\0");
     let (page, _) = StartPage::read_from_prefix(loaded.m.at(start)).unwrap();
@@ -246,12 +249,22 @@ fn an_image_becomes_services_that_run() {
     assert_eq!((entries[6].index, entries[6].bits), (1, 1 << 10));
     assert_eq!(routes.msi.len(), 2);
     assert_eq!((routes.pins[0].gsi, routes.pins[0].core), (104, CoreId(1)));
-    assert_ne!(routes.pins[0].vector, routes.msi[0].vector);
+    let masked = |vector: u8| loaded.state.interrupts.by_vector(vector).unwrap().masked;
+    assert_eq!((masked(routes.pins[0].vector), masked(routes.msi[0].vector)), (Some(104), None));
     let root = second.root;
     let stack_guard = message_page(0) + 0x1000;
-    let inside =
-        |at: u64| loaded.spaces.mapped.iter().any(|&(r, from, to, _)| r == root && (from..to).contains(&at));
-    assert!(inside(message_page(1)) && !inside(stack_guard) && !inside(0));
+    let mapped = |at: u64| {
+        let here = |&&(r, from, to, _): &&(PhysAddr, u64, u64, _)| r == root && (from..to).contains(&at);
+        loaded.spaces.mapped.iter().find(here).map(|&(_, _, _, with)| (with.access, with.cache, with.owner))
+    };
+    let memory = |access| Some((access, Cache::WriteBack, Owner::User));
+    assert_eq!((mapped(stack_guard), mapped(0)), (None, None));
+    assert_eq!((mapped(0x40_0000), mapped(START_PAGE)), (memory(Access::ReadExecute), memory(Access::Read)));
+    assert_eq!(
+        (mapped(0x40_2fff), mapped(message_page(1))),
+        (memory(Access::ReadWrite), memory(Access::ReadWrite))
+    );
+    assert_eq!(mapped(entries[4].address), Some((Access::ReadWrite, Cache::Uncached, Owner::User)));
     loaded.state.wake_up(&mut loaded.m, CoreId(1));
     assert_eq!(loaded.state.cores[1].current, Some(ThreadId::new(0)));
 }
@@ -280,6 +293,7 @@ fn every_false_claim_is_refused_by_name() {
     refused(&|d, _, _| d.priority = 16, "'victim': its priority is out of range");
     refused(&|d, _, _| d.threads = 17, "number of threads");
     refused(&|d, _, _| d.threads = 0, "number of threads");
+    refused(&|d, _, _| (d.rights, d.threads) = (7, 2), "a supervisor's number of threads");
     refused(&|d, _, _| d.stack_bytes = 0x1001, "its stack");
     refused(&|d, _, _| d.stack_bytes = 0x10_0000, "its stack");
     refused(&|d, _, _| d.heap_bytes = 5, "its heap");
@@ -288,7 +302,7 @@ fn every_false_claim_is_refused_by_name() {
     refused(&|_, file, _| file.truncate(0x2001), "service 'victim'");
     refused(&|_, file, _| file[18] = 3, "service 'victim'");
     refused(&|_, _, system| system.regions[1].pages = 0x10_0000, "'frames'");
-    let mut capability = |object: ObjectDescriptor| {
+    let capability = |object: ObjectDescriptor| {
         refused(
             &|d, _, _| {
                 let name = "x".try_into().unwrap();
@@ -299,6 +313,10 @@ fn every_false_claim_is_refused_by_name() {
     };
     capability(ObjectDescriptor::Endpoint { service: 1 });
     capability(ObjectDescriptor::Notification { service: 31, bits: 1 });
+    for bits in [0, FAULT_BIT, RECEIVE_MESSAGES | 1] {
+        capability(ObjectDescriptor::Notification { service: 0, bits });
+        capability(ObjectDescriptor::Interrupt { line: 4, bits });
+    }
     capability(ObjectDescriptor::Region { region: 2, address: REGION_BASE, writable: true });
     capability(ObjectDescriptor::Region { region: 0, address: 0x40_0000, writable: true });
     capability(ObjectDescriptor::Region { region: 0, address: u64::MAX - 0xfff, writable: true });
@@ -308,4 +326,5 @@ fn every_false_claim_is_refused_by_name() {
     capability(ObjectDescriptor::Ports { first: 0xffff, count: 2 });
     capability(ObjectDescriptor::Ports { first: 0, count: 0 });
     capability(ObjectDescriptor::Device { device: 1, address: REGION_BASE, first_bit: 0 });
+    capability(ObjectDescriptor::Device { device: 0, address: REGION_BASE, first_bit: 61 });
 }

@@ -1,21 +1,8 @@
 //! What the kernel's logic asks of the processor and the chipset. `hw` implements it for real, the tests in memory.
 
-use crate::address::PhysAddr;
+pub use pci::{Address as PciAddress, Width};
 
-/// Where an interrupt comes from, as the kernel masks and unmasks it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum InterruptSource {
-    /// A pin of an I/O APIC, by global system interrupt. Level-triggered ones are masked from when they come until
-    /// the service acknowledges.
-    IoApic {
-        /// Global system interrupt.
-        gsi: u32,
-        /// Whether it is level-triggered.
-        level: Trigger,
-    },
-    /// An entry of a PCI function's MSI-X table; edge-triggered, never masked by the kernel after boot.
-    MsiX,
-}
+use crate::address::PhysAddr;
 
 /// How an interrupt line signals.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -25,45 +12,6 @@ pub enum Trigger {
     /// While it is active.
     Level,
 }
-
-/// The width of a port or configuration-space access.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Width {
-    /// 8 bits.
-    Byte,
-    /// 16 bits.
-    Word,
-    /// 32 bits.
-    Dword,
-}
-
-impl Width {
-    /// The width of so many bytes.
-    #[must_use]
-    pub const fn from_bytes(bytes: u64) -> Option<Self> {
-        match bytes {
-            1 => Some(Self::Byte),
-            2 => Some(Self::Word),
-            4 => Some(Self::Dword),
-            _ => None,
-        }
-    }
-
-    /// Bytes.
-    #[must_use]
-    pub const fn bytes(self) -> u64 {
-        match self {
-            Self::Byte => 1,
-            Self::Word => 2,
-            Self::Dword => 4,
-        }
-    }
-}
-
-/// A PCI function's place: bus << 8 | device << 3 | function.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[repr(transparent)]
-pub struct PciAddress(pub u16);
 
 /// How the node is left.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -97,10 +45,10 @@ pub trait Machine {
     fn copy(&mut self, from: PhysAddr, to: PhysAddr, bytes: usize);
     /// Zeroes physical memory.
     fn zero(&mut self, at: PhysAddr, bytes: usize);
-    /// Keeps an interrupt from coming.
-    fn mask(&mut self, source: InterruptSource);
-    /// Lets an interrupt come again.
-    fn unmask(&mut self, source: InterruptSource);
+    /// Keeps the interrupt of an I/O APIC's input from coming; `gsi` is its global system interrupt.
+    fn mask(&mut self, gsi: u32);
+    /// Lets it come again.
+    fn unmask(&mut self, gsi: u32);
     /// Reads an I/O port.
     fn port_read(&mut self, port: u16, width: Width) -> u32;
     /// Writes an I/O port.

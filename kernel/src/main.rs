@@ -24,7 +24,7 @@ struct Kernel {
     machine: Option<HwMachine>,
 }
 
-static KERNEL: Lock<Kernel> = Lock::new(Kernel { state: State::new(), machine: None });
+static KERNEL: Lock<Kernel> = Lock::new(Kernel { state: State::empty(), machine: None });
 
 /// The first core, on the boot stack.
 fn kernel_main(boot: Handover, core: &'static mut PerCpu) -> ! {

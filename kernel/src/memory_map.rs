@@ -24,41 +24,15 @@ const PAGE: u64 = PAGE_SIZE as u64;
 pub enum Kind {
     /// Ordinary memory.
     Usable,
-    /// ACPI tables; ordinary memory once they were read.
-    AcpiReclaimable,
-    /// Memory that firmware keeps over sleep.
-    AcpiNvs,
-    /// Not to be touched.
+    /// Firmware's, a device's, broken, or in use already: not to be given to anyone.
     Reserved,
-    /// Memory that failed.
-    Bad,
 }
 
 impl Kind {
-    /// The kind with this E820 number (ACPI 6.5, table 15.5); an unknown number is [`Kind::Reserved`].
+    /// The kind with this E820 number (ACPI 6.5, table 15.5).
     #[must_use]
     pub const fn from_e820(number: u32) -> Self {
-        match number {
-            1 => Self::Usable,
-            3 => Self::AcpiReclaimable,
-            4 => Self::AcpiNvs,
-            5 => Self::Bad,
-            _ => Self::Reserved,
-        }
-    }
-
-    /// The kind of memory with this EFI type after boot services ended (UEFI 2.10, 7.2.3, table 7.10); an unknown
-    /// number is [`Kind::Reserved`].
-    #[must_use]
-    pub const fn from_efi(number: u32) -> Self {
-        match number {
-            // Loader code and data, boot services code and data, conventional memory.
-            1..=4 | 7 => Self::Usable,
-            8 => Self::Bad,
-            9 => Self::AcpiReclaimable,
-            10 => Self::AcpiNvs,
-            _ => Self::Reserved,
-        }
+        if number == 1 { Self::Usable } else { Self::Reserved }
     }
 }
 
@@ -98,11 +72,10 @@ impl fmt::Display for MapError {
     }
 }
 
-impl core::error::Error for MapError {}
-
 /// The map. What no range covers is not memory.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct MemoryMap {
+    /// Sorted and disjoint; two that touch differ in kind.
     ranges: Vec<Range, MAX_RANGES>,
 }
 
@@ -111,12 +84,6 @@ impl MemoryMap {
     #[must_use]
     pub const fn new() -> Self {
         Self { ranges: Vec::new() }
-    }
-
-    /// The ranges, sorted and disjoint; two that touch differ in kind.
-    #[must_use]
-    pub fn ranges(&self) -> &[Range] {
-        &self.ranges
     }
 
     /// Adds what firmware says of `length` bytes from `start` on.
@@ -158,7 +125,7 @@ impl MemoryMap {
     }
 
     /// Bytes of usable memory.
-    #[must_use]
+    #[cfg(test)]
     pub fn usable_bytes(&self) -> u64 {
         self.usable().map(|r| r.end.0 - r.start.0).sum()
     }
@@ -218,16 +185,17 @@ mod tests {
 
     use super::*;
 
-    const KINDS: [Kind; 5] = [Kind::Usable, Kind::AcpiReclaimable, Kind::AcpiNvs, Kind::Reserved, Kind::Bad];
+    const KINDS: [Kind; 2] = [Kind::Usable, Kind::Reserved];
 
     #[test]
     fn overlaps_go_to_the_more_reserved_whatever_the_order() {
-        let said = [(0x5800, 0x800, Kind::Reserved), (0, 0x10_0000, Kind::Usable), (0x8000, 1, Kind::Bad)];
+        let said =
+            [(0x5800, 0x800, Kind::Reserved), (0, 0x10_0000, Kind::Usable), (0x8000, 1, Kind::Reserved)];
         let expected = [
             (0, 0x5000, Kind::Usable),
             (0x5000, 0x6000, Kind::Reserved),
             (0x6000, 0x8000, Kind::Usable),
-            (0x8000, 0x9000, Kind::Bad),
+            (0x8000, 0x9000, Kind::Reserved),
             (0x9000, 0x10_0000, Kind::Usable),
         ];
         for order in [[0, 1, 2], [1, 0, 2], [2, 1, 0], [1, 2, 0]] {
@@ -235,7 +203,7 @@ mod tests {
             for i in order {
                 map.add(said[i].0, said[i].1, said[i].2).unwrap();
             }
-            let got: std::vec::Vec<_> = map.ranges().iter().map(|r| (r.start.0, r.end.0, r.kind)).collect();
+            let got: std::vec::Vec<_> = map.ranges.iter().map(|r| (r.start.0, r.end.0, r.kind)).collect();
             assert_eq!(got, expected, "{order:?}");
             assert_eq!(map.usable_bytes(), 0xfe000);
             assert!(map.is_usable(PhysAddr(0x6000), 0x2000));
@@ -255,7 +223,7 @@ mod tests {
         map.add(u64::MAX - 5, 10, Kind::Reserved).unwrap();
         map.add(0x1001, 0xfff, Kind::Usable).unwrap();
         map.add(77, 0, Kind::Reserved).unwrap();
-        assert_eq!(map.ranges(), &[]);
+        assert_eq!(map.ranges, []);
         for i in 0..MAX_RANGES as u64 {
             map.add(i * 2 * PAGE, PAGE, Kind::Usable).unwrap();
         }
@@ -263,7 +231,7 @@ mod tests {
         assert_eq!(map.add(MAX_RANGES as u64 * 2 * PAGE, PAGE, Kind::Usable), Err(MapError::Full));
         assert_eq!(map, before);
         map.add(PAGE, PAGE, Kind::Usable).unwrap();
-        assert_eq!(map.ranges().len(), MAX_RANGES - 1);
+        assert_eq!(map.ranges.len(), MAX_RANGES - 1);
     }
 
     #[test]
@@ -287,11 +255,11 @@ mod tests {
                 }
             }
             let mut rebuilt = [None; 64];
-            for pair in map.ranges().windows(2) {
+            for pair in map.ranges.windows(2) {
                 assert!(pair[0].end <= pair[1].start);
                 assert!(pair[0].end < pair[1].start || pair[0].kind != pair[1].kind);
             }
-            for range in map.ranges() {
+            for range in &map.ranges {
                 for page in range.start.0 / PAGE..range.end.0 / PAGE {
                     rebuilt[page as usize] = Some(range.kind);
                 }

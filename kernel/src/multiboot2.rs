@@ -9,9 +9,6 @@ use crate::boot::{self, BootError, BootInformation, MAX_COMMAND_LINE, RsdpLocati
 use crate::memory_map::{Kind, MemoryMap};
 use crate::physical::{PhysMemory, field, read};
 
-/// What the boot loader passes in `eax`.
-pub const MAGIC: u32 = 0x36d7_6289;
-
 /// The longest information structure that is believed, in bytes: GRUB adds symbols and a framebuffer's palette, but
 /// no megabytes.
 const MAX_BYTES: u32 = 1 << 20;
@@ -34,20 +31,7 @@ struct MemoryMapEntry {
     _reserved: u32,
 }
 
-/// UEFI 2.10, 7.2.3, EFI_MEMORY_DESCRIPTOR.
-#[derive(FromBytes)]
-#[repr(C)]
-struct EfiDescriptor {
-    kind: u32,
-    _padding: u32,
-    start: u64,
-    _virtual_start: u64,
-    pages: u64,
-    _attribute: u64,
-}
-
 const _: () = assert!(size_of::<MemoryMapEntry>() == 24);
-const _: () = assert!(size_of::<EfiDescriptor>() == 40);
 
 /// The tags that the kernel looks at, without their headers.
 #[derive(Default)]
@@ -55,7 +39,6 @@ struct Tags<'a> {
     command_line: Option<&'a [u8]>,
     module: Option<&'a [u8]>,
     memory_map: Option<&'a [u8]>,
-    efi_memory_map: Option<&'a [u8]>,
     old_rsdp: Option<&'a [u8]>,
     new_rsdp: Option<&'a [u8]>,
 }
@@ -72,15 +55,7 @@ pub fn parse(memory: &dyn PhysMemory, at: PhysAddr) -> Result<BootInformation, B
     }
     let bytes = memory.bytes(at, total as usize).ok_or(unreadable)?;
     let tags = tags(bytes.get(HEADER_BYTES..).ok_or(BootError::Truncated { what: WHAT, bytes: total })?)?;
-    let map = match (tags.memory_map, tags.efi_memory_map) {
-        (Some(tag), _) => memory_map::<MemoryMapEntry>("memory map tag", tag, |map, e| {
-            map.add(e.start, e.bytes, Kind::from_e820(e.kind))
-        })?,
-        (None, Some(tag)) => memory_map::<EfiDescriptor>("EFI memory map tag", tag, |map, e| {
-            map.add(e.start, e.pages.saturating_mul(4096), Kind::from_efi(e.kind))
-        })?,
-        (None, None) => return Err(BootError::NoMemoryMap),
-    };
+    let map = memory_map(tags.memory_map.ok_or(BootError::NoMemoryMap)?)?;
     let module = match tags.module {
         None => None,
         Some(tag) => {
@@ -117,7 +92,6 @@ fn tags(mut rest: &[u8]) -> Result<Tags<'_>, BootError> {
             6 => ("memory map tag", &mut tags.memory_map),
             14 => ("old ACPI root pointer tag", &mut tags.old_rsdp),
             15 => ("new ACPI root pointer tag", &mut tags.new_rsdp),
-            17 => ("EFI memory map tag", &mut tags.efi_memory_map),
             _ => ("multiboot2 tag", &mut other),
         };
         let length = header.bytes as usize;
@@ -130,22 +104,19 @@ fn tags(mut rest: &[u8]) -> Result<Tags<'_>, BootError> {
     }
 }
 
-/// A memory map whose tag is the size of an entry, a version, and entries (both kinds of map are built like that).
-fn memory_map<T: FromBytes>(
-    what: &'static str,
-    tag: &[u8],
-    add: impl Fn(&mut MemoryMap, T) -> Result<(), crate::memory_map::MapError>,
-) -> Result<MemoryMap, BootError> {
-    let truncated = BootError::Truncated { what, bytes: size(tag) };
+/// The tag holds the size of an entry, a version, and entries.
+fn memory_map(tag: &[u8]) -> Result<MemoryMap, BootError> {
+    const WHAT: &str = "memory map tag";
+    let truncated = BootError::Truncated { what: WHAT, bytes: size(tag) };
     let entry_bytes: u32 = field(tag, 0).ok_or(truncated)?;
-    if (entry_bytes as usize) < size_of::<T>() {
-        return Err(BootError::Absurd { what, count: entry_bytes });
+    if (entry_bytes as usize) < size_of::<MemoryMapEntry>() {
+        return Err(BootError::Absurd { what: WHAT, count: entry_bytes });
     }
-    let entries = tag.get(8..).ok_or(truncated)?;
     let mut map = MemoryMap::new();
-    for entry in entries.chunks(entry_bytes as usize) {
+    for entry in tag.get(8..).ok_or(truncated)?.chunks(entry_bytes as usize) {
         let whole = Some(entry).filter(|entry| entry.len() == entry_bytes as usize);
-        add(&mut map, whole.and_then(|entry| field(entry, 0)).ok_or(truncated)?)?;
+        let entry: MemoryMapEntry = whole.and_then(|entry| field(entry, 0)).ok_or(truncated)?;
+        map.add(entry.start, entry.bytes, Kind::from_e820(entry.kind))?;
     }
     Ok(map)
 }
@@ -237,13 +208,8 @@ mod tests {
     }
 
     #[test]
-    fn the_efi_map_and_the_old_root_pointer_stand_in() {
-        let efi = tag(17, &words(&[48, 7, 0, 0, 100, 0, 0, 0, 100 << 12, 0, 1, 0]));
-        let info = try_parse(&information(&[efi, tag(14, &[7; 20]), end()]));
-        assert_eq!(info, Err("EFI memory map tag: truncated, only 96 bytes".into()));
-        let efi = tag(17, &words(&[48, 7, 0, 0, 100, 0, 0, 0, 100 << 12, 0, 1, 0, 0]));
-        let info = try_parse(&information(&[efi, tag(14, &[7; 20]), end()])).unwrap();
-        assert_eq!(info.memory.usable_bytes(), 100 << 12);
+    fn the_old_root_pointer_stands_in() {
+        let info = try_parse(&information(&[map(), tag(14, &[7; 20]), end()])).unwrap();
         let RsdpLocation::Copy(copy) = info.rsdp else { panic!("{:?}", info.rsdp) };
         assert_eq!((&copy[..20], &copy[20..]), (&[7; 20][..], &[0; 16][..]));
     }

@@ -151,8 +151,6 @@ impl<A: fmt::Debug> fmt::Display for PagingError<A> {
     }
 }
 
-impl<A: fmt::Debug> core::error::Error for PagingError<A> {}
-
 /// What an address is mapped to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Mapping<A> {

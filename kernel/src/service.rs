@@ -2,7 +2,7 @@
 
 use heapless::Vec;
 use ipc::abi::{
-    FaultReport, Handle, MAX_CAPABILITIES, MAX_THREADS_PER_SERVICE, Name, PAGE_SIZE, ServiceState, StartPage,
+    FaultReport, Handle, MAX_CAPABILITIES, MAX_THREADS_PER_SERVICE, Name, PAGE_SIZE, ServiceState,
 };
 
 use crate::address::{PhysAddr, VirtAddr};
@@ -48,15 +48,6 @@ pub enum Object {
     },
 }
 
-/// Whether memory may be written.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Access {
-    /// Reads only.
-    ReadOnly,
-    /// Reads and writes.
-    ReadWrite,
-}
-
 /// What becomes of memory when its service restarts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum OnRestart {
@@ -71,6 +62,11 @@ pub enum OnRestart {
     },
 }
 
+impl OnRestart {
+    /// It is filled with zeros.
+    pub const ZEROS: Self = Self::Restore { source: PhysAddr(0), source_bytes: 0 };
+}
+
 /// A piece of a service's memory, physically contiguous.
 #[derive(Clone, Copy, Debug)]
 pub struct Mapping {
@@ -80,8 +76,6 @@ pub struct Mapping {
     pub bytes: u64,
     /// Where it is.
     pub physical: PhysAddr,
-    /// What the service may do.
-    pub access: Access,
     /// What becomes of it at a restart.
     pub on_restart: OnRestart,
 }
@@ -104,8 +98,6 @@ pub struct Service {
     pub state: ServiceState,
     /// Restarts so far. Handles to the service, and its own, carry it.
     pub generation: u32,
-    /// Its priority.
-    pub priority: u8,
     /// Whether its threads serve calls on their own time.
     pub serving: Serving,
     /// Ticks that a thread may run without waiting.
@@ -167,7 +159,6 @@ impl Service {
             name: Name([0; 16]),
             state: ServiceState::Down,
             generation: 0,
-            priority: 0,
             serving: Serving::OnCallersTime,
             budget: u64::MAX,
             rights: 0,
@@ -218,15 +209,14 @@ impl Service {
         self.capabilities.get(handle.slot()).copied().unwrap_or(Object::Empty)
     }
 
-    /// Where `bytes` bytes at `address` lie, when they lie in one piece of this service's memory that allows the
-    /// access.
+    /// Where `bytes` bytes at `address` lie, when they lie in one piece of this service's memory, all of which it may
+    /// read.
     #[must_use]
-    pub fn translate(&self, address: VirtAddr, bytes: u64, access: Access) -> Option<PhysAddr> {
+    pub fn translate(&self, address: VirtAddr, bytes: u64) -> Option<PhysAddr> {
         self.mappings.iter().find_map(|m| {
             let offset = address.0.checked_sub(m.start.0)?;
             let inside = offset.checked_add(bytes)? <= m.bytes && bytes > 0;
-            let allowed = access == Access::ReadOnly || m.access == Access::ReadWrite;
-            (inside && allowed).then_some(PhysAddr(m.physical.0 + offset))
+            inside.then_some(PhysAddr(m.physical.0 + offset))
         })
     }
 
@@ -240,5 +230,3 @@ impl Service {
         })
     }
 }
-
-const _: () = assert!(size_of::<StartPage>() <= PAGE_SIZE);

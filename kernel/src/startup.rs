@@ -12,14 +12,13 @@ use kernel::acpi::fadt::Register;
 use kernel::address::{FrameNumber, PhysAddr, VirtAddr};
 use kernel::boot::BootInformation;
 use kernel::cpu::Core;
-use kernel::elf::Rights;
 use kernel::frames::Frames;
 use kernel::ids::CoreId;
-use kernel::load::{PageUse, Platform, Routes, Spaces, load};
+use kernel::load::{Platform, Routes, Spaces, load};
 use kernel::log_ring::{LogRing, RING_BYTES};
 use kernel::machine::Machine;
 use kernel::memory_map::MemoryMap;
-use kernel::paging::host::{Access, Cache, HostAttributes, HostFormat, Owner};
+use kernel::paging::host::{HostAttributes, HostFormat};
 use kernel::paging::{PageSize, PageTable};
 use kernel::{multiboot2, pvh};
 
@@ -49,12 +48,12 @@ pub fn start(handover: Handover, core: &'static mut PerCpu) -> ! {
     };
     let (free, trampoline) = free_memory(&information, module_at, module_bytes);
     let mut frames = Frames::new(&free);
-    let processors = acpi.madt.processors.len();
-    let built = KernelSpace::build(&mut frames, &information.memory, processors);
+    let processors = &acpi.madt.processors;
+    let built = KernelSpace::build(&mut frames, &information.memory, processors.len().max(1));
     let kernel_space = or_refuse("the kernel's address space", built);
     kernel_space.activate(handover.memory, core);
     let timer = match acpi.fixed.timer {
-        Some((Register::Port(port), _)) => Some(port),
+        Some(Register::Port(port)) => Some(port),
         _ => None,
     };
     let Some(frequencies) = clock::measure(timer) else {
@@ -72,9 +71,8 @@ pub fn start(handover: Handover, core: &'static mut PerCpu) -> ! {
     let (image, system) = or_refuse("the image", parsed);
     let mut found = discover(&mut machine, &kernel_space, &mut frames, &system.devices);
     let finished = kernel_space.finish();
-    let apic_ids = acpi.madt.processors.iter().map(|processor| processor.apic_id);
     let cores = match trampoline {
-        Some(page) => smp::start(apic_ids, processors, page, frequencies.tsc_hz),
+        Some(page) => smp::start(processors, page, frequencies.tsc_hz),
         None => 1,
     };
     let platform = Platform {
@@ -96,7 +94,7 @@ pub fn start(handover: Handover, core: &'static mut PerCpu) -> ! {
         let ring = LogRing::new(ring.start());
         // There are at most as many cores as places.
         let _ = state.logs.push(ring);
-        let _ = state.cores.push(Core { since: now, ..Core::new() });
+        let _ = state.cores.push(Core { since: now, ..Core::idle() });
     }
     let mut spaces = ServiceSpaces(finished);
     let loaded = load(state, &mut machine, &mut spaces, &mut frames, &image, &system, &platform);
@@ -196,17 +194,10 @@ impl Spaces for ServiceSpaces {
         from: VirtAddr,
         to: PhysAddr,
         pages: u64,
-        page_use: PageUse,
+        with: HostAttributes,
     ) -> Option<()> {
-        let (access, cache) = match page_use {
-            PageUse::Memory(Rights::Read) => (Access::Read, Cache::WriteBack),
-            PageUse::Memory(Rights::ReadWrite) => (Access::ReadWrite, Cache::WriteBack),
-            PageUse::Memory(Rights::ReadExecute) => (Access::ReadExecute, Cache::WriteBack),
-            PageUse::Device => (Access::ReadWrite, Cache::Uncached),
-        };
-        let attributes = HostAttributes { access, owner: Owner::User, cache };
         let table = PageTable::<HostFormat>::from_root(FrameNumber::containing(root));
         let mut tables = Tables { frames, below: None };
-        table.map(&mut tables, from, FrameNumber::containing(to), pages, attributes, PageSize::Large).ok()
+        table.map(&mut tables, from, FrameNumber::containing(to), pages, with, PageSize::Large).ok()
     }
 }

@@ -4,7 +4,9 @@
 //! ([`State::syscall`], [`State::interrupt`], [`State::timer`], [`State::exception`], [`State::wake_up`]), and leaves
 //! to whatever [`State::current`] then says. The kernel has one stack per core and no thread ever waits inside it.
 
-use ipc::abi::{Error, MAX_CORES, MAX_SERVICES, MAX_THREADS, NEVER, Outcome, RECEIVE_MESSAGES, ServiceState};
+use ipc::abi::{
+    Error, FaultCause, MAX_CORES, MAX_SERVICES, MAX_THREADS, NEVER, Outcome, RECEIVE_MESSAGES, ServiceState,
+};
 
 use crate::address::PhysAddr;
 use crate::context::UserContext;
@@ -39,8 +41,6 @@ pub struct Node {
     pub frames: u64,
     /// Page frames that nothing was given.
     pub frames_free: u64,
-    /// The node's number, from the boot command line.
-    pub number: u64,
 }
 
 /// The kernel's state. One for the node, under one lock.
@@ -72,40 +72,18 @@ pub struct State {
 impl State {
     /// A state without anything in it.
     #[must_use]
-    pub const fn new() -> Self {
+    pub const fn empty() -> Self {
         Self {
             threads: Table::new([const { Thread::unused(ThreadId::new(0)) }; MAX_THREADS]),
             services: Table::new([const { Service::absent() }; MAX_SERVICES]),
-            cores: Table::new([const { Core::new() }; MAX_CORES]),
+            cores: Table::new([const { Core::idle() }; MAX_CORES]),
             interrupts: InterruptTable::new(),
             logs: Table::new([const { LogRing::absent() }; MAX_CORES]),
-            node: Node { tsc_hz: 0, entered: 0, left: 0, frames: 0, frames_free: 0, number: 0 },
+            node: Node { tsc_hz: 0, entered: 0, left: 0, frames: 0, frames_free: 0 },
             calls: CallCounters { stale: 0, restarted: 0 },
             next_arrival: 0,
             turn: 0,
         }
-    }
-
-    /// A thread.
-    #[must_use]
-    pub fn thread(&self, id: ThreadId) -> &Thread {
-        &self.threads[id.index()]
-    }
-
-    /// A thread, to change.
-    pub fn thread_mut(&mut self, id: ThreadId) -> &mut Thread {
-        &mut self.threads[id.index()]
-    }
-
-    /// A service.
-    #[must_use]
-    pub fn service(&self, id: ServiceId) -> &Service {
-        &self.services[id.index()]
-    }
-
-    /// A service, to change.
-    pub fn service_mut(&mut self, id: ServiceId) -> &mut Service {
-        &mut self.services[id.index()]
     }
 
     /// The registers that this core goes on with, or `None` when it has nothing to do.
@@ -266,7 +244,7 @@ impl State {
             let service = thread.service;
             if thread.state == ThreadState::Ready {
                 if thread.activation >= self.services[service.index()].budget {
-                    self.over_budget(m, core, id);
+                    self.fail(m, core, id, FaultCause::Budget, |_| {});
                 } else if now >= self.cores[core.index()].turn_end {
                     self.cores[core.index()].turn_end = now.saturating_add(self.turn);
                     self.cores[core.index()].current = None;
@@ -283,22 +261,22 @@ impl State {
         self.reschedule(m, core);
     }
 
-    /// Ends the waits of this core that are over, and finds the next that is due.
+    /// Ends the waits of this core that are over, the earliest first, and notes the next that is due.
     fn expire<M: Machine>(&mut self, m: &mut M, core: CoreId, now: u64) {
-        let mut next = NEVER;
-        for index in 0..self.threads.len() {
-            let id = ThreadId::from_index(index);
-            let thread = &self.threads[index];
-            if thread.deadline == NEVER || thread.deadline_core != core {
-                continue;
-            }
-            if thread.deadline <= now {
-                self.time_out(m, core, id);
-            } else {
-                next = next.min(thread.deadline);
+        loop {
+            let waits = self.threads.iter().enumerate();
+            let here = waits.filter(|(_, t)| t.deadline != NEVER && t.deadline_core == core);
+            let first = here.map(|(index, t)| (t.deadline, index)).min();
+            match first {
+                Some((deadline, index)) if deadline <= now => {
+                    self.time_out(m, core, ThreadId::from_index(index));
+                }
+                _ => {
+                    self.cores[core.index()].next_deadline = first.map_or(NEVER, |(deadline, _)| deadline);
+                    return;
+                }
             }
         }
-        self.cores[core.index()].next_deadline = next;
     }
 
     /// Ends one thread's wait as timed out.
@@ -347,25 +325,24 @@ impl State {
         self.services[thread.service.index()].receivers &= !(1 << thread.slot);
     }
 
-    /// Raises notification bits of a service, and wakes a thread that waits for one of them.
+    /// Raises notification bits of a service, and wakes the threads that wait for them: each gets those of its mask.
     pub fn raise<M: Machine>(&mut self, m: &mut M, core: CoreId, target: ServiceId, bits: u64) {
         let service = &mut self.services[target.index()];
         service.pending |= bits;
         if service.state != ServiceState::Running {
             return;
         }
-        let pending = service.pending;
-        let waiting = service.thread_ids().find_map(|id| match self.threads[id.index()].state {
-            ThreadState::Receiving { mask } if mask & pending & !RECEIVE_MESSAGES != 0 => Some((id, mask)),
-            _ => None,
-        });
-        if let Some((id, mask)) = waiting {
-            let given = pending & mask & !RECEIVE_MESSAGES;
-            self.services[target.index()].pending &= !given;
+        for id in service.thread_ids() {
+            let ThreadState::Receiving { mask } = self.threads[id.index()].state else { continue };
+            let service = &mut self.services[target.index()];
+            let given = service.pending & mask & !RECEIVE_MESSAGES;
+            if given == 0 {
+                continue;
+            }
+            service.pending &= !given;
             self.forget_receiver(id);
             let registers = &mut self.threads[id.index()].context.registers;
-            registers.rdi = 0;
-            registers.rdx = given;
+            (registers.rdi, registers.rdx) = (0, given);
             self.make_ready(m, core, id, Outcome::Notified as u64);
         }
     }
@@ -374,17 +351,11 @@ impl State {
     pub fn interrupt<M: Machine>(&mut self, m: &mut M, core: CoreId, vector: u8) {
         self.cores[core.index()].interrupts += 1;
         if let Some(line) = self.interrupts.by_vector(vector) {
-            if line.needs_mask() {
-                m.mask(line.source);
+            if let Some(gsi) = line.masked {
+                m.mask(gsi);
             }
             self.raise(m, core, line.service, line.bits);
         }
         self.reschedule(m, core);
-    }
-}
-
-impl Default for State {
-    fn default() -> Self {
-        Self::new()
     }
 }

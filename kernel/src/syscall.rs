@@ -1,8 +1,8 @@
 //! System calls: from the registers of the current thread to the function that does it.
 
 use ipc::abi::{
-    Error, FaultReport, Handle, Inspect, LOG_KERNEL, LogRecord, MAX_LOG_BYTES, MAX_PANIC_BYTES, NEVER,
-    Outcome, PAGE_SIZE, ServiceOperation, Syscall, UserRegisters,
+    Error, FaultCause, Handle, Inspect, LogRecord, MAX_LOG_BYTES, MAX_PANIC_BYTES, Outcome, PAGE_SIZE,
+    ServiceOperation, Syscall, UserRegisters,
 };
 use ipc::image::{RIGHT_INSPECT, RIGHT_READ_LOGS, RIGHT_SUPERVISE};
 use zerocopy::IntoBytes;
@@ -12,11 +12,17 @@ use crate::context::UserContext;
 use crate::cpu::End;
 use crate::ids::{CoreId, ServiceId, ThreadId};
 use crate::machine::{Machine, StopKind};
-use crate::service::{Access, Object};
+use crate::service::Object;
 use crate::state::State;
-use crate::thread::ThreadState;
+use crate::thread::{Thread, ThreadState};
 
-const _: () = assert!(size_of::<FaultReport>() <= PAGE_SIZE);
+/// A system call: who makes it, on which core, and with what.
+pub(crate) struct Request {
+    pub(crate) core: CoreId,
+    pub(crate) thread: ThreadId,
+    pub(crate) service: ServiceId,
+    pub(crate) registers: UserRegisters,
+}
 
 impl State {
     /// The current thread of this core made a system call. What the core goes on with, as [`State::current`] says.
@@ -59,8 +65,8 @@ impl State {
 
     /// Any call. Those after which another thread may run set `rax` themselves.
     fn any_syscall<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId) -> Result<(), Error> {
-        let registers = self.threads[id.index()].context.registers;
-        let service = self.threads[id.index()].service;
+        let Thread { service, context: UserContext { registers, .. }, .. } = self.threads[id.index()];
+        let request = &Request { core, thread: id, service, registers };
         let call = Syscall::from_number(registers.rax).ok_or(Error::BadCall)?;
         // Success, until said otherwise.
         self.threads[id.index()].context.registers.rax = Outcome::Message as u64;
@@ -68,8 +74,8 @@ impl State {
             Syscall::Call => self.call(m, core, id),
             Syscall::Receive => self.receive(m, core, id),
             Syscall::Reply => self.reply(m, core, id),
-            Syscall::Notify => self.notify(m, core, service, Handle(registers.rdi)),
-            Syscall::AcknowledgeInterrupt => self.acknowledge(m, service, Handle(registers.rdi)),
+            Syscall::Notify => self.notify(m, request),
+            Syscall::AcknowledgeInterrupt => self.acknowledge(m, request),
             Syscall::Yield => {
                 self.charge(m.now(), core);
                 self.cores[core.index()].current = None;
@@ -77,24 +83,18 @@ impl State {
                 self.reschedule(m, core);
                 Ok(())
             }
-            Syscall::FutexWait => self.futex_wait(m, core, id, &registers),
-            Syscall::FutexWake => self.futex_wake(m, core, id, &registers),
-            Syscall::SpawnThread => self.spawn_thread(m, core, id, &registers),
-            Syscall::ExitThread => self.exit_thread(m, core, id, registers.rdi),
-            Syscall::Log => self.write_log(m, core, service, &registers),
-            Syscall::Panic => self.service_panic(m, core, id, &registers),
-            Syscall::DmaAddress => self.give(id, |s| s.dma_address(service, &registers)),
-            Syscall::PortRead => {
-                let value = self.port_read(m, service, &registers)?;
-                self.give(id, |_| Ok(value))
-            }
-            Syscall::PortWrite => self.port_write(m, service, &registers),
-            Syscall::PortWriteBytes => self.port_write_bytes(m, service, &registers),
-            Syscall::ConfigRead => {
-                let value = self.config_read(m, service, &registers)?;
-                self.give(id, |_| Ok(value))
-            }
-            Syscall::ConfigWrite => self.config_write(m, service, &registers),
+            Syscall::FutexWait => self.futex_wait(m, request),
+            Syscall::FutexWake => self.futex_wake(m, request),
+            Syscall::SpawnThread => self.spawn_thread(m, request),
+            Syscall::ExitThread => self.exit_thread(m, request),
+            Syscall::Log => self.write_log(m, request),
+            Syscall::Panic => self.service_panic(m, request),
+            Syscall::DmaAddress => self.dma_address(request).map(|address| self.give(id, address)),
+            Syscall::PortRead => self.port_read(m, request).map(|value| self.give(id, value)),
+            Syscall::PortWrite => self.port_write(m, request),
+            Syscall::PortWriteBytes => self.port_write_bytes(m, request),
+            Syscall::ConfigRead => self.config_read(m, request).map(|value| self.give(id, value)),
+            Syscall::ConfigWrite => self.config_write(m, request),
             Syscall::Inspect => {
                 self.need(service, RIGHT_INSPECT)?;
                 let item = Inspect::from_number(registers.rdi).ok_or(Error::NoSuchItem)?;
@@ -127,7 +127,9 @@ impl State {
                 (registers.rdi, registers.rsi, registers.rdx) = (read.bytes as u64, read.next, read.lost);
                 Ok(())
             }
-            Syscall::Refresh => self.give(id, |s| s.refresh(service, Handle(registers.rdi))),
+            Syscall::Refresh => {
+                self.refresh(service, Handle(registers.rdi)).map(|handle| self.give(id, handle))
+            }
             Syscall::StopNode => {
                 self.need(service, RIGHT_SUPERVISE)?;
                 let kind = match registers.rdi {
@@ -142,10 +144,8 @@ impl State {
     }
 
     /// Puts a value into the thread's `rdi`.
-    fn give(&mut self, id: ThreadId, value: impl FnOnce(&Self) -> Result<u64, Error>) -> Result<(), Error> {
-        let value = value(self)?;
+    fn give(&mut self, id: ThreadId, value: u64) {
         self.threads[id.index()].context.registers.rdi = value;
-        Ok(())
     }
 
     fn need(&self, service: ServiceId, right: u32) -> Result<(), Error> {
@@ -194,36 +194,25 @@ impl State {
         Ok(handle.0 & 0xffff | u64::from(self.generation_of(holder, object)) << 16)
     }
 
-    fn notify<M: Machine>(
-        &mut self,
-        m: &mut M,
-        core: CoreId,
-        service: ServiceId,
-        handle: Handle,
-    ) -> Result<(), Error> {
-        let Object::Notification(target, bits) = self.resolve(service, handle)? else {
-            return Err(Error::WrongKind);
-        };
-        self.raise(m, core, target, bits);
-        self.reschedule(m, core);
+    /// What the handle in `rdi` stands for, when it is current.
+    pub(crate) fn object(&self, request: &Request) -> Result<Object, Error> {
+        self.resolve(request.service, Handle(request.registers.rdi))
+    }
+
+    fn notify(&mut self, m: &mut impl Machine, request: &Request) -> Result<(), Error> {
+        let Object::Notification(target, bits) = self.object(request)? else { return Err(Error::WrongKind) };
+        self.raise(m, request.core, target, bits);
+        self.reschedule(m, request.core);
         Ok(())
     }
 
-    fn futex_wait<M: Machine>(
-        &mut self,
-        m: &mut M,
-        core: CoreId,
-        id: ThreadId,
-        registers: &UserRegisters,
-    ) -> Result<(), Error> {
+    fn futex_wait(&mut self, m: &mut impl Machine, request: &Request) -> Result<(), Error> {
+        let Request { core, thread: id, service, ref registers } = *request;
         let address = registers.rdi;
-        let service = self.threads[id.index()].service;
         if !address.is_multiple_of(4) {
             return Err(Error::BadPointer);
         }
-        let word = self.services[service.index()]
-            .translate(VirtAddr(address), 4, Access::ReadOnly)
-            .ok_or(Error::BadPointer)?;
+        let word = self.services[service.index()].translate(VirtAddr(address), 4).ok_or(Error::BadPointer)?;
         if u64::from(m.read_u32(word)) != registers.rsi {
             return Err(Error::Again);
         }
@@ -233,14 +222,8 @@ impl State {
         Ok(())
     }
 
-    fn futex_wake<M: Machine>(
-        &mut self,
-        m: &mut M,
-        core: CoreId,
-        id: ThreadId,
-        registers: &UserRegisters,
-    ) -> Result<(), Error> {
-        let service = self.threads[id.index()].service;
+    fn futex_wake(&mut self, m: &mut impl Machine, request: &Request) -> Result<(), Error> {
+        let Request { core, thread: id, service, ref registers } = *request;
         let wanted = ThreadState::Futex { address: registers.rdi };
         let mut woken = 0;
         for other in self.services[service.index()].thread_ids() {
@@ -254,17 +237,9 @@ impl State {
         Ok(())
     }
 
-    fn spawn_thread<M: Machine>(
-        &mut self,
-        m: &mut M,
-        core: CoreId,
-        id: ThreadId,
-        registers: &UserRegisters,
-    ) -> Result<(), Error> {
-        let service = self.threads[id.index()].service;
-        self.services[service.index()]
-            .translate(VirtAddr(registers.rdi), 1, Access::ReadOnly)
-            .ok_or(Error::BadPointer)?;
+    fn spawn_thread(&mut self, m: &mut impl Machine, request: &Request) -> Result<(), Error> {
+        let Request { core, thread: id, service, ref registers } = *request;
+        self.services[service.index()].translate(VirtAddr(registers.rdi), 1).ok_or(Error::BadPointer)?;
         // A thread that ended on another core may still be leaving it.
         let free = self.services[service.index()]
             .thread_ids()
@@ -285,15 +260,10 @@ impl State {
         Ok(())
     }
 
-    fn exit_thread<M: Machine>(
-        &mut self,
-        m: &mut M,
-        core: CoreId,
-        id: ThreadId,
-        code: u64,
-    ) -> Result<(), Error> {
+    fn exit_thread(&mut self, m: &mut impl Machine, request: &Request) -> Result<(), Error> {
+        let Request { core, thread: id, ref registers, .. } = *request;
         if self.threads[id.index()].slot == 0 {
-            self.service_exit(m, core, id, code);
+            self.fail(m, core, id, FaultCause::Exit, |report| report.error_code = registers.rdi);
         } else {
             if let Some(caller) = self.threads[id.index()].lender {
                 self.take_back_context(m, core, caller);
@@ -305,13 +275,8 @@ impl State {
         Ok(())
     }
 
-    fn write_log<M: Machine>(
-        &mut self,
-        m: &mut M,
-        core: CoreId,
-        service: ServiceId,
-        registers: &UserRegisters,
-    ) -> Result<(), Error> {
+    fn write_log(&mut self, m: &mut impl Machine, request: &Request) -> Result<(), Error> {
+        let Request { core, service, ref registers, .. } = *request;
         let mut buffer = [0; MAX_LOG_BYTES];
         let bytes = usize::try_from(registers.rsi)
             .ok()
@@ -337,33 +302,24 @@ impl State {
         self.logs[core.index()].append(m, &record, bytes);
     }
 
-    /// Appends a record of the kernel's own.
-    pub fn log_kernel<M: Machine>(&mut self, m: &mut M, core: CoreId, flags: u16, bytes: &[u8]) {
-        self.log(m, core, LOG_KERNEL, flags, bytes);
-    }
-
-    fn service_panic<M: Machine>(
-        &mut self,
-        m: &mut M,
-        core: CoreId,
-        id: ThreadId,
-        registers: &UserRegisters,
-    ) -> Result<(), Error> {
-        let service = self.threads[id.index()].service;
+    fn service_panic(&mut self, m: &mut impl Machine, request: &Request) -> Result<(), Error> {
+        let Request { core, thread: id, service, ref registers } = *request;
         let mut text = [0; MAX_PANIC_BYTES];
         let length = usize::try_from(registers.rsi).unwrap_or(usize::MAX).min(MAX_PANIC_BYTES);
         // A panic with a bad pointer is a panic all the same.
         let (bytes, _) = text.split_at_mut(length);
         let length = self.read_user(m, service, registers.rdi, bytes).map_or(0, |()| length);
-        self.panicked(m, core, id, &text, length as u64);
+        self.fail(m, core, id, FaultCause::Panic, |report| {
+            (report.text, report.text_bytes) = (text, length as u64);
+        });
         self.reschedule(m, core);
         Ok(())
     }
 
     /// Copies a service's bytes: pointer and length are claims.
-    pub(crate) fn read_user<M: Machine>(
+    pub(crate) fn read_user(
         &self,
-        m: &M,
+        m: &impl Machine,
         service: ServiceId,
         address: u64,
         into: &mut [u8],
@@ -372,11 +328,9 @@ impl State {
             return Ok(());
         }
         let from = self.services[service.index()]
-            .translate(VirtAddr(address), into.len() as u64, Access::ReadOnly)
+            .translate(VirtAddr(address), into.len() as u64)
             .ok_or(Error::BadPointer)?;
         m.read(from, into);
         Ok(())
     }
 }
-
-const _: () = assert!(NEVER == u64::MAX);

@@ -12,8 +12,8 @@ use crate::address::{PhysAddr, VirtAddr};
 use crate::cpu::Core;
 use crate::ids::{CoreId, ServiceId, ThreadId};
 use crate::log_ring::{LogRing, RING_BYTES};
-use crate::machine::{InterruptSource, Machine, PciAddress, StopKind, Width};
-use crate::service::{Access, Mapping, Object, OnRestart, Service, Serving};
+use crate::machine::{Machine, PciAddress, StopKind, Width};
+use crate::service::{Mapping, Object, OnRestart, Service, Serving};
 use crate::state::State;
 use crate::thread::{Queued, Thread, ThreadState};
 
@@ -27,8 +27,8 @@ pub struct FakeMachine {
     pub timer: u64,
     pub woken: Vec<usize>,
     pub spaces: Vec<PhysAddr>,
-    pub masked: Vec<InterruptSource>,
-    pub unmasked: Vec<InterruptSource>,
+    pub masked: Vec<u32>,
+    pub unmasked: Vec<u32>,
     pub ports: Vec<(u16, u32)>,
     pub config: Vec<(u16, u32)>,
     pub stopped: Option<StopKind>,
@@ -51,8 +51,12 @@ impl FakeMachine {
     }
 
     pub fn at(&mut self, address: PhysAddr) -> &mut [u8] {
-        &mut self.memory[address.0 as usize..]
+        &mut self.memory[place(address)..]
     }
+}
+
+fn place(address: PhysAddr) -> usize {
+    usize::try_from(address.0).unwrap()
 }
 
 impl Machine for FakeMachine {
@@ -69,7 +73,7 @@ impl Machine for FakeMachine {
         self.spaces.push(root);
     }
     fn read(&self, from: PhysAddr, into: &mut [u8]) {
-        let from = from.0 as usize;
+        let from = place(from);
         into.copy_from_slice(&self.memory[from..from + into.len()]);
     }
     fn write(&mut self, to: PhysAddr, bytes: &[u8]) {
@@ -81,17 +85,17 @@ impl Machine for FakeMachine {
         u32::from_le_bytes(bytes)
     }
     fn copy(&mut self, from: PhysAddr, to: PhysAddr, bytes: usize) {
-        let from = from.0 as usize;
-        self.memory.copy_within(from..from + bytes, to.0 as usize);
+        let from = place(from);
+        self.memory.copy_within(from..from + bytes, place(to));
     }
     fn zero(&mut self, at: PhysAddr, bytes: usize) {
         self.at(at)[..bytes].fill(0);
     }
-    fn mask(&mut self, source: InterruptSource) {
-        self.masked.push(source);
+    fn mask(&mut self, gsi: u32) {
+        self.masked.push(gsi);
     }
-    fn unmask(&mut self, source: InterruptSource) {
-        self.unmasked.push(source);
+    fn unmask(&mut self, gsi: u32) {
+        self.unmasked.push(gsi);
     }
     fn port_read(&mut self, port: u16, _: Width) -> u32 {
         u32::from(port) * 3
@@ -100,7 +104,7 @@ impl Machine for FakeMachine {
         self.ports.push((port, value));
     }
     fn config_read(&mut self, function: PciAddress, offset: u16, _: Width) -> u32 {
-        u32::from(function.0) << 16 | u32::from(offset)
+        u32::from(function.id()) << 16 | u32::from(offset)
     }
     fn config_write(&mut self, _: PciAddress, offset: u16, _: Width, value: u32) {
         self.config.push((offset, value));
@@ -128,7 +132,7 @@ pub const DATA: u64 = 0x40_0000;
 
 /// A system of `services` services on `cores` cores, all started; priorities are the services' numbers.
 pub fn system(services: u8, cores: u8) -> (Box<State>, FakeMachine) {
-    let mut state = Box::new(State::new());
+    let mut state = Box::new(State::empty());
     let mut m = FakeMachine::new();
     state.node.tsc_hz = 1_000_000_000;
     state.turn = 10_000;
@@ -139,7 +143,7 @@ pub fn system(services: u8, cores: u8) -> (Box<State>, FakeMachine) {
         at
     };
     for _ in 0..cores {
-        state.cores.push(Core::new()).unwrap();
+        state.cores.push(Core::idle()).unwrap();
         state.logs.push(LogRing::new(take(RING_BYTES))).unwrap();
     }
     for id in 0..services * THREADS {
@@ -149,11 +153,11 @@ pub fn system(services: u8, cores: u8) -> (Box<State>, FakeMachine) {
         let mut service = Service::absent();
         service.name = Name::new(&std::format!("service-{number}")).unwrap();
         service.state = ServiceState::Ready;
-        service.priority = number;
         service.budget = 1_000_000;
         service.rights = if number == 0 { 7 } else { 0 };
         service.first_thread = ThreadId::new(number * THREADS);
-        service.threads = THREADS;
+        // A supervisor has one thread alone.
+        service.threads = if number == 0 { 1 } else { THREADS };
         service.stack_bytes = 4 * PAGE_SIZE as u64;
         service.entry = VirtAddr(DATA);
         service.root = PhysAddr(u64::from(number) + 1);
@@ -169,26 +173,25 @@ pub fn system(services: u8, cores: u8) -> (Box<State>, FakeMachine) {
         service.capabilities[usize::from(DMA_SLOT)] =
             Object::Dma { physical: PhysAddr(0x1234_5000), bytes: 0x2000 };
         service.capabilities[usize::from(PCI_SLOT)] =
-            Object::PciFunction { address: PciAddress(0x18), msix: 0x50 };
+            Object::PciFunction { address: PciAddress::from_id(0x18), msix: 0x50 };
         let data = take(0x1_0000);
         let source = take(PAGE_SIZE as u64);
         m.at(source)[..4].copy_from_slice(b"data");
         m.at(data)[..4].copy_from_slice(b"data");
-        let mapping = |start, bytes, physical, access, on_restart| Mapping {
+        let mapping = |start, bytes, physical, on_restart| Mapping {
             start: VirtAddr(start),
             bytes,
             physical,
-            access,
             on_restart,
         };
         let restore = OnRestart::Restore { source, source_bytes: PAGE_SIZE as u64 };
-        service.mappings.push(mapping(DATA, 0x1_0000, data, Access::ReadWrite, restore)).unwrap();
+        service.mappings.push(mapping(DATA, 0x1_0000, data, restore)).unwrap();
         for slot in 0..THREADS {
             let id = service.thread(slot);
             let page = take(PAGE_SIZE as u64);
             let kept = OnRestart::Keep;
             let start = message_page(usize::from(slot));
-            service.mappings.push(mapping(start, PAGE_SIZE as u64, page, Access::ReadWrite, kept)).unwrap();
+            service.mappings.push(mapping(start, PAGE_SIZE as u64, page, kept)).unwrap();
             let thread = &mut state.threads[id.index()];
             thread.place(id, ServiceId(number), slot);
             thread.message_page = page;
@@ -205,6 +208,28 @@ pub fn system(services: u8, cores: u8) -> (Box<State>, FakeMachine) {
         state.wake_up(&mut m, CoreId(core));
     }
     (state, m)
+}
+
+impl State {
+    /// A thread.
+    pub fn thread(&self, id: ThreadId) -> &Thread {
+        &self.threads[id.index()]
+    }
+
+    /// A thread, to change.
+    pub fn thread_mut(&mut self, id: ThreadId) -> &mut Thread {
+        &mut self.threads[id.index()]
+    }
+
+    /// A service.
+    pub fn service(&self, id: ServiceId) -> &Service {
+        &self.services[id.index()]
+    }
+
+    /// A service, to change.
+    pub fn service_mut(&mut self, id: ServiceId) -> &mut Service {
+        &mut self.services[id.index()]
+    }
 }
 
 /// The current handle of a slot that stands for `callee`.

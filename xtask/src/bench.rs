@@ -151,7 +151,9 @@ enum Said {
 
 /// Reads `bench NAME VALUE UNIT` or `bench done`; other lines say nothing.
 fn parse(line: &str) -> Result<Option<Said>> {
-    if let Some(value) = line.strip_prefix("all services up: ").and_then(|rest| rest.split_whitespace().next()) {
+    if let Some(value) =
+        line.strip_prefix("all services up: ").and_then(|rest| rest.split_whitespace().next())
+    {
         let value = value.parse().with_context(|| format!("a figure is not a number: {line}"))?;
         let (name, unit) = ("entry-to-all-services-up".to_owned(), "us".to_owned());
         return Ok(Some(Said::Up(Figure { name, value, unit })));

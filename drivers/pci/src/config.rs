@@ -67,6 +67,29 @@ pub enum Width {
     Dword,
 }
 
+impl Width {
+    /// The width of so many bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: u64) -> Option<Self> {
+        match bytes {
+            1 => Some(Self::Byte),
+            2 => Some(Self::Word),
+            4 => Some(Self::Dword),
+            _ => None,
+        }
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        match self {
+            Self::Byte => 1,
+            Self::Word => 2,
+            Self::Dword => 4,
+        }
+    }
+}
+
 /// Configuration space.
 pub trait ConfigAccess {
     /// Reads a register; `offset` is aligned to the width and below 4,096. Of what is not there all bits are one.
@@ -158,6 +181,14 @@ mod tests {
     extern crate std;
 
     use super::*;
+
+    #[test]
+    fn widths_are_bytes() {
+        for bytes in 0..9 {
+            let known = matches!(bytes, 1 | 2 | 4);
+            assert_eq!(Width::from_bytes(bytes).map(Width::bytes), Some(bytes).filter(|_| known));
+        }
+    }
 
     #[test]
     fn addresses_are_encoded_as_the_mechanisms_want() {

@@ -15,71 +15,19 @@ pub enum Register {
     Memory(PhysAddr),
 }
 
-/// How wide the power management timer counts.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum TimerWidth {
-    /// 24 bits.
-    Bits24,
-    /// 32 bits.
-    Bits32,
-}
-
-/// What to write to take the machine from legacy to ACPI mode, when it is not there yet.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct EnableCommand {
-    /// The SMI command port.
-    pub port: u16,
-    /// The value, 8 bits.
-    pub value: u8,
-}
-
-/// A register and what to write there, 8 bits, to reset the machine.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct ResetCommand {
-    /// The register.
-    pub register: Register,
-    /// The value.
-    pub value: u8,
-}
-
 /// Fixed hardware. What a machine has not is `None`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Fixed {
-    /// The power management timer, 3.579545 MHz, and its width.
-    pub timer: Option<(Register, TimerWidth)>,
+    /// The power management timer, 3.579545 MHz, of 24 bits at least.
+    pub timer: Option<Register>,
     /// PM1a control, 16 bits: sleep type and enable.
     pub pm1a_control: Option<Register>,
     /// PM1b control, where the sleep must be asked for as well.
     pub pm1b_control: Option<Register>,
-    /// How to enter ACPI mode.
-    pub enable: Option<EnableCommand>,
-    /// How to reset.
-    pub reset: Option<ResetCommand>,
-    /// The ISA line (with a PIC) or global system interrupt of the system control interrupt.
-    pub sci: u16,
-}
-
-/// The values of SLP_TYP for a sleep state, 3 bits each.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct SleepType {
-    /// For PM1a control.
-    pub a: u8,
-    /// For PM1b control.
-    pub b: u8,
-}
-
-impl SleepType {
-    /// What to write to PM1a control: the type in bits 10 to 12, and SLP_EN in bit 13 (ACPI 6.5, 4.8.3.2.1).
-    #[must_use]
-    pub const fn pm1a_value(self) -> u16 {
-        (self.a as u16) << 10 | 1 << 13
-    }
-
-    /// What to write to PM1b control.
-    #[must_use]
-    pub const fn pm1b_value(self) -> u16 {
-        (self.b as u16) << 10 | 1 << 13
-    }
+    /// The SMI command port, and what to write there (8 bits) to enter ACPI mode from legacy mode.
+    pub enable: Option<(u16, u8)>,
+    /// A register, and what to write there (8 bits) to reset the machine.
+    pub reset: Option<(Register, u8)>,
 }
 
 impl Fixed {
@@ -95,21 +43,16 @@ impl Fixed {
         let block = |extended, old| -> Result<Option<Register>, AcpiError> {
             Ok(generic_address(table, extended).or(port(word(old)?)))
         };
-        let width = if flags & 1 << 8 == 0 { TimerWidth::Bits24 } else { TimerWidth::Bits32 };
         let value = byte(52)?;
         let fixed = Self {
-            timer: block(208, 76)?.map(|register| (register, width)),
+            timer: block(208, 76)?,
             pm1a_control: block(172, 64)?,
             pm1b_control: block(184, 68)?,
             enable: port(word(48)?).and_then(|register| match register {
-                Register::Port(port) if value != 0 => Some(EnableCommand { port, value }),
+                Register::Port(port) if value != 0 => Some((port, value)),
                 _ => None,
             }),
-            reset: generic_address(table, 116)
-                .filter(|_| flags & 1 << 10 != 0)
-                .zip(field(table, 128))
-                .map(|(register, value)| ResetCommand { register, value }),
-            sci: field(table, 46).ok_or(AcpiError::BadEntry(TABLE, 46))?,
+            reset: generic_address(table, 116).filter(|_| flags & 1 << 10 != 0).zip(field(table, 128)),
         };
         let dsdt = match field(table, 140) {
             None | Some(0) => word(40)?.into(),
@@ -133,10 +76,13 @@ fn generic_address(table: &[u8], at: usize) -> Option<Register> {
     }
 }
 
+/// What to write to PM1a and PM1b control to power off: the sleep type in bits 10 to 12, and SLP_EN in bit 13 (ACPI 6.5,
+/// 4.8.3.2.1).
+///
 /// Finds `Name (_S5_, Package () { a, b, .. })` in a definition block by its bytes. AML is not interpreted: all known
 /// firmware has the name in this form.
 #[must_use]
-pub fn soft_off(dsdt: &[u8]) -> Option<SleepType> {
+pub fn soft_off(dsdt: &[u8]) -> Option<[u16; 2]> {
     const NAME_OP: u8 = 0x08;
     const ROOT: u8 = b'\\';
     let places = dsdt.windows(4).enumerate().filter(|(_, name)| *name == b"_S5_").map(|(at, _)| at);
@@ -148,8 +94,8 @@ pub fn soft_off(dsdt: &[u8]) -> Option<SleepType> {
         .find_map(|at| package(dsdt.get(at + 4..)?))
 }
 
-/// The first two integers of a package.
-fn package(aml: &[u8]) -> Option<SleepType> {
+/// The first two integers of a package, as sleep types.
+fn package(aml: &[u8]) -> Option<[u16; 2]> {
     const PACKAGE_OP: u8 = 0x12;
     let [PACKAGE_OP, lead, ..] = aml else { return None };
     // The package's length is in the lead byte and up to three more, whose number is the lead byte's top two bits.
@@ -160,7 +106,7 @@ fn package(aml: &[u8]) -> Option<SleepType> {
     }
     let (a, rest) = integer(elements)?;
     let (b, _) = integer(rest)?;
-    Some(SleepType { a, b })
+    Some([a, b].map(|kind| u16::from(kind) << 10 | 1 << 13))
 }
 
 /// A small integer constant (ACPI 6.5, 20.2.3) and what follows it.

@@ -49,8 +49,8 @@ fn a_good_file_is_taken_apart() {
     let elf = Elf::parse(&file).unwrap();
     assert_eq!(elf.entry(), VirtAddr(TEXT + 0x10));
     let segments: Vec<_> = elf.segments().collect();
-    let rights = [Rights::Read, Rights::ReadExecute, Rights::ReadWrite];
-    assert_eq!(segments.iter().map(|s| s.rights).collect::<Vec<_>>(), rights);
+    let access = [Access::Read, Access::ReadExecute, Access::ReadWrite];
+    assert_eq!(segments.iter().map(|s| s.access).collect::<Vec<_>>(), access);
     assert_eq!(segments.iter().map(|s| s.pages()).collect::<Vec<_>>(), [1, 1, 4]);
     assert_eq!(elf.contents(segments[1]), [0xcc; 0x800]);
     assert_eq!(segments[2].address, VirtAddr(IMAGE_BASE + 0x2000));
@@ -101,8 +101,8 @@ fn what_is_wrong_is_said() {
     assert_eq!(header(18, 3), "for machine 3, not x86-64");
     assert_eq!(header(54, 32), "program headers of 32 bytes instead of 56");
     assert_eq!(header(57, 1), "260 program headers: at most 64, 16 of them loaded");
-    assert_eq!(header(34, 1), "truncated: the program header table ends at 65824 of 6672 bytes");
-    assert_eq!(refusal(&build(&GOOD)[..63]), "truncated: the header ends at 64 of 63 bytes");
+    assert_eq!(header(34, 1), "truncated: the headers end at 65824 of 6672 bytes");
+    assert_eq!(refusal(&build(&GOOD)[..63]), "truncated: the headers end at 64 of 63 bytes");
     assert_eq!(refusal(b""), "not a 64-bit little-endian ELF file");
     let many: Vec<Program> = (0..17).map(|i| (1, 5, 0, TEXT + i * PAGE, 0x20, 0x20)).collect();
     assert_eq!(refusal(&build(&many)), "17 program headers: at most 64, 16 of them loaded");

@@ -11,8 +11,8 @@ use ipc::abi::NEVER;
 use kernel::address::PhysAddr;
 
 use super::clock::Frequencies;
+use super::direct;
 use super::instructions::{cpuid, read_msr, read_tsc, write_msr};
-use super::{direct, processor};
 
 /// The vector of the core's own timer.
 pub const TIMER_VECTOR: u8 = 0xf0;
@@ -133,18 +133,6 @@ pub fn arm_timer_interrupt() {
     }
 }
 
-/// Whether the x2APIC is used.
-#[must_use]
-pub fn is_x2apic() -> bool {
-    MODE.load(Ordering::Relaxed) == X2APIC
-}
-
-/// Whether the timer is set by TSC deadline.
-#[must_use]
-pub fn has_deadline_timer() -> bool {
-    BY_DEADLINE.load(Ordering::Relaxed)
-}
-
 /// Tells all cores' timers how fast they count, and arms this core's.
 pub fn set_frequencies(frequencies: Frequencies) {
     let ratio = (u128::from(frequencies.apic_hz) << 32) / u128::from(frequencies.tsc_hz.max(1));
@@ -231,10 +219,4 @@ pub fn send_nmi_to_others() {
     if MODE.load(Ordering::Acquire) != OFF {
         command(0, NMI_TO_OTHERS);
     }
-}
-
-/// This core's local APIC number.
-#[must_use]
-pub fn own_id() -> u32 {
-    processor::apic_id()
 }

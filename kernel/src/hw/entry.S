@@ -210,11 +210,10 @@ kernel_gs:
     call {on_fatal}
     ud2
 
-# One NMI is how a core that panics stops the others; any other is counted. No register changes, GS is not looked at.
+# One NMI is how a core that panics stops the others; any other is passed over. No register changes, GS is not looked at.
 nmi:
     cmp dword ptr [rip + {STOPPING}], 0
     jne stop
-    lock inc qword ptr [rip + {NMI_COUNT}]
     iretq
 stop:
     cli

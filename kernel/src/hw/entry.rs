@@ -3,7 +3,6 @@
 
 use core::arch::global_asm;
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use ipc::abi::UserRegisters;
 use kernel::context::{FPU_OFFSET, FpuState, RESUME_OFFSET};
@@ -44,7 +43,6 @@ global_asm!(
     MSR_GS_BASE = const percpu::MSR_GS_BASE,
     INITIAL_FPU = sym INITIAL_FPU,
     STOPPING = sym STOPPING,
-    NMI_COUNT = sym NMI_COUNT,
     on_syscall = sym on_syscall,
     on_interrupt = sym on_interrupt,
     on_exception = sym on_exception,
@@ -52,13 +50,6 @@ global_asm!(
 );
 
 static INITIAL_FPU: FpuState = FpuState::INITIAL;
-static NMI_COUNT: AtomicU64 = AtomicU64::new(0);
-
-/// NMIs since boot that stopped nothing.
-#[must_use]
-pub fn nmi_count() -> u64 {
-    NMI_COUNT.load(Ordering::Relaxed)
-}
 
 unsafe extern "C" {
     fn syscall_entry();

@@ -51,71 +51,45 @@ pub fn read_tsc() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// Reads an 8-bit port.
-///
-/// # Safety
-/// Reading this port has no effect on memory.
-#[inline]
-pub unsafe fn in8(port: u16) -> u8 {
-    let value;
-    // SAFETY: the caller vouches for the port.
-    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags)) };
-    value
+macro_rules! port_instructions {
+    ($read:ident, $write:ident, $type:ty, $register:tt) => {
+        #[doc = concat!("Reads a port through `", $register, "`.")]
+        ///
+        /// # Safety
+        /// Reading this port has no effect on memory.
+        #[inline]
+        pub unsafe fn $read(port: u16) -> $type {
+            let value;
+            // SAFETY: the caller vouches for the port.
+            unsafe {
+                asm!(
+                    concat!("in ", $register, ", dx"),
+                    in("dx") port, out($register) value, options(nomem, nostack, preserves_flags)
+                );
+            }
+            value
+        }
+
+        #[doc = concat!("Writes a port through `", $register, "`.")]
+        ///
+        /// # Safety
+        /// The write makes no device touch memory that Rust owns, and leaves the machine as the kernel needs it.
+        #[inline]
+        pub unsafe fn $write(port: u16, value: $type) {
+            // SAFETY: the caller vouches for the port and the value.
+            unsafe {
+                asm!(
+                    concat!("out dx, ", $register),
+                    in("dx") port, in($register) value, options(nostack, preserves_flags)
+                );
+            }
+        }
+    };
 }
 
-/// Reads a 16-bit port.
-///
-/// # Safety
-/// As for [`in8`].
-#[inline]
-pub unsafe fn in16(port: u16) -> u16 {
-    let value;
-    // SAFETY: the caller vouches for the port.
-    unsafe { asm!("in ax, dx", in("dx") port, out("ax") value, options(nomem, nostack, preserves_flags)) };
-    value
-}
-
-/// Reads a 32-bit port.
-///
-/// # Safety
-/// As for [`in8`].
-#[inline]
-pub unsafe fn in32(port: u16) -> u32 {
-    let value;
-    // SAFETY: the caller vouches for the port.
-    unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack, preserves_flags)) };
-    value
-}
-
-/// Writes an 8-bit port.
-///
-/// # Safety
-/// The write makes no device touch memory that Rust owns, and leaves the machine as the kernel needs it.
-#[inline]
-pub unsafe fn out8(port: u16, value: u8) {
-    // SAFETY: the caller vouches for the port and the value.
-    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nostack, preserves_flags)) };
-}
-
-/// Writes a 16-bit port.
-///
-/// # Safety
-/// As for [`out8`].
-#[inline]
-pub unsafe fn out16(port: u16, value: u16) {
-    // SAFETY: the caller vouches for the port and the value.
-    unsafe { asm!("out dx, ax", in("dx") port, in("ax") value, options(nostack, preserves_flags)) };
-}
-
-/// Writes a 32-bit port.
-///
-/// # Safety
-/// As for [`out8`].
-#[inline]
-pub unsafe fn out32(port: u16, value: u32) {
-    // SAFETY: the caller vouches for the port and the value.
-    unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nostack, preserves_flags)) };
-}
+port_instructions!(in8, out8, u8, "al");
+port_instructions!(in16, out16, u16, "ax");
+port_instructions!(in32, out32, u32, "eax");
 
 /// Loads the root of the page tables, which flushes every translation that is not global.
 ///

@@ -23,25 +23,30 @@ const MASKED: u32 = 1 << 16;
 const LEVEL: u32 = 1 << 15;
 const ACTIVE_LOW: u32 = 1 << 13;
 
-/// Why a line cannot be routed.
+/// Why an I/O APIC's line or an MSI-X entry cannot be routed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum RouteError {
-    /// No I/O APIC has this global system interrupt.
+    /// No I/O APIC has this global system interrupt, or the table no such entry.
     NoSuchLine(u32),
-    /// The core's local APIC number has more than 8 bits.
+    /// The core's local APIC number has more than the 8 bits that there are for it.
     Unreachable(u32),
+}
+
+impl RouteError {
+    /// A local APIC's number as a route has it: 8 bits, of which 255 would be all cores.
+    pub fn destination(apic_id: u32) -> Result<u8, Self> {
+        u8::try_from(apic_id).ok().filter(|&id| id != 0xff).ok_or(Self::Unreachable(apic_id))
+    }
 }
 
 impl fmt::Display for RouteError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoSuchLine(gsi) => write!(f, "no I/O APIC has interrupt {gsi}"),
-            Self::Unreachable(id) => write!(f, "no interrupt line reaches local APIC {id}"),
+            Self::NoSuchLine(line) => write!(f, "there is no interrupt {line}"),
+            Self::Unreachable(id) => write!(f, "no interrupt reaches local APIC {id}"),
         }
     }
 }
-
-impl core::error::Error for RouteError {}
 
 /// One I/O APIC.
 #[derive(Debug)]
@@ -110,15 +115,12 @@ impl IoApics {
     /// # Errors
     /// [`RouteError`].
     pub fn route(&mut self, gsi: u32, signal: Signal, vector: u8, apic_id: u32) -> Result<(), RouteError> {
-        // 255 would be all cores.
-        if apic_id >= 0xff {
-            return Err(RouteError::Unreachable(apic_id));
-        }
+        let destination = RouteError::destination(apic_id)?;
         let (one, register) = self.find(gsi).ok_or(RouteError::NoSuchLine(gsi))?;
         let polarity = if signal.polarity == Polarity::Low { ACTIVE_LOW } else { 0 };
         let trigger = if signal.trigger == Trigger::Level { LEVEL } else { 0 };
         one.write(register, MASKED | polarity | trigger | u32::from(vector));
-        one.write(register + 1, apic_id << 24);
+        one.write(register + 1, u32::from(destination) << 24);
         Ok(())
     }
 

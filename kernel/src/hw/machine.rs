@@ -6,15 +6,16 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::acpi::Acpi;
 use kernel::address::PhysAddr;
 use kernel::frames::Frames;
-use kernel::machine::{InterruptSource, Machine, PciAddress, StopKind, Width};
+use kernel::machine::{Machine, PciAddress, StopKind, Width};
+use pci::ConfigAccess;
 
 use super::direct::pointer;
 use super::instructions::{read_tsc, write_cr3};
 use super::ioapic::IoApics;
-use super::pci::ConfigSpace;
+use super::pci::{ConfigSpace, memory_of};
 use super::power::Power;
 use super::space::{KernelSpace, SpaceError};
-use super::{apic, ioapic, pci, percpu, ports};
+use super::{apic, ioapic, percpu, ports};
 
 /// The chipset; the processor is whichever this runs on. There is one, behind the kernel lock.
 #[derive(Debug)]
@@ -50,7 +51,7 @@ impl HwMachine {
             space.map_device(frames, io_apic.address, ioapic::REGISTER_BYTES)?;
         }
         for segment in &acpi.ecam {
-            let memory = pci::memory_of(segment);
+            let memory = memory_of(segment);
             space.map_device(frames, PhysAddr(memory.start), memory.end - memory.start)?;
         }
         let power = Power::new(acpi, tsc_hz);
@@ -117,18 +118,12 @@ impl Machine for HwMachine {
         unsafe { pointer::<u8>(at).write_bytes(0, bytes) };
     }
 
-    fn mask(&mut self, source: InterruptSource) {
-        match source {
-            InterruptSource::IoApic { gsi, .. } => self.io_apics.mask(gsi),
-            InterruptSource::MsiX => {}
-        }
+    fn mask(&mut self, gsi: u32) {
+        self.io_apics.mask(gsi);
     }
 
-    fn unmask(&mut self, source: InterruptSource) {
-        match source {
-            InterruptSource::IoApic { gsi, .. } => self.io_apics.unmask(gsi),
-            InterruptSource::MsiX => {}
-        }
+    fn unmask(&mut self, gsi: u32) {
+        self.io_apics.unmask(gsi);
     }
 
     fn port_read(&mut self, port: u16, width: Width) -> u32 {

@@ -9,13 +9,11 @@ use core::ops::Range;
 use heapless::Vec;
 use kernel::acpi::{EcamSegment, MAX_ECAM};
 use kernel::address::PhysAddr;
-use kernel::machine::{PciAddress, Width};
+use pci::{Address, CAM_ADDRESS_PORT, ConfigAccess, Width, cam_address, cam_data_port, ecam_offset};
 
 use super::direct::pointer;
 use super::ports;
 
-const ADDRESS_PORT: u16 = 0xcf8;
-const DATA_PORT: u16 = 0xcfc;
 /// What a read gives where nothing answers.
 const NOTHING: u32 = u32::MAX;
 const BUS_BYTES: u64 = 1 << 20;
@@ -44,25 +42,21 @@ impl ConfigSpace {
     }
 
     /// Where a register is in memory.
-    fn mapped(&self, function: PciAddress, offset: u16) -> Option<PhysAddr> {
-        let [_, bus] = function.0.to_le_bytes();
-        let segment = self.mapped.iter().find(|s| (s.first_bus..=s.last_bus).contains(&bus))?;
-        Some(PhysAddr(segment.base.0 + u64::from(function.0) * 4096 + u64::from(offset)))
+    fn mapped(&self, function: Address, offset: u16) -> Option<PhysAddr> {
+        let buses = |s: &&EcamSegment| (s.first_bus..=s.last_bus).contains(&function.bus());
+        Some(PhysAddr(self.mapped.iter().find(buses)?.base.0 + ecam_offset(function, offset)?))
     }
 
-    /// Selects the register for the ports; the port of its first byte, or `None` past the 256 that they reach.
-    fn select(function: PciAddress, offset: u16) -> Option<u16> {
-        if offset >= 256 {
-            return None;
-        }
-        let address = 1 << 31 | u32::from(function.0) << 8 | u32::from(offset & !3);
-        ports::write(ADDRESS_PORT, Width::Dword, address);
-        Some(DATA_PORT + (offset & 3))
+    /// Selects the register for the ports; the port of its first byte, or `None` past those that they reach.
+    fn select(function: Address, offset: u16) -> Option<u16> {
+        ports::write(CAM_ADDRESS_PORT, Width::Dword, cam_address(function, offset)?);
+        Some(cam_data_port(offset))
     }
+}
 
-    /// Reads; `offset` is aligned to the width and below 4,096.
-    pub fn read(&mut self, function: PciAddress, offset: u16, width: Width) -> u32 {
-        let Some(at) = self.mapped(function, offset & 0xfff) else {
+impl ConfigAccess for ConfigSpace {
+    fn read(&mut self, function: Address, offset: u16, width: Width) -> u32 {
+        let Some(at) = self.mapped(function, offset) else {
             return Self::select(function, offset).map_or(NOTHING, |port| ports::read(port, width));
         };
         match width {
@@ -75,10 +69,10 @@ impl ConfigSpace {
         }
     }
 
-    /// Writes, likewise. A write past what can be reached is lost.
+    /// A write past what can be reached is lost.
     #[expect(clippy::cast_possible_truncation, reason = "the width says how many bits count")]
-    pub fn write(&mut self, function: PciAddress, offset: u16, width: Width, value: u32) {
-        let Some(at) = self.mapped(function, offset & 0xfff) else {
+    fn write(&mut self, function: Address, offset: u16, width: Width, value: u32) {
+        let Some(at) = self.mapped(function, offset) else {
             if let Some(port) = Self::select(function, offset) {
                 ports::write(port, width, value);
             }

@@ -26,7 +26,6 @@ pub struct PerCpu {
     kernel_stack_top: u64,
     scratch: u64,
     core: usize,
-    apic_id: u32,
     gdt: Gdt,
     tss: Tss,
 }
@@ -64,7 +63,6 @@ static BLOCKS: Blocks = Blocks(
             kernel_stack_top: 0,
             scratch: 0,
             core: 0,
-            apic_id: 0,
             gdt: Gdt::new(),
             tss: Tss::new(),
         })
@@ -93,7 +91,6 @@ pub unsafe fn prepare(core: usize, apic_id: u32, stacks: &Stacks) -> *mut PerCpu
     this.this = block;
     this.set_idle();
     this.core = core;
-    this.apic_id = apic_id;
     this.set_stacks(stacks);
     this.gdt.set_tss(&raw const this.tss);
     block
@@ -129,12 +126,6 @@ impl PerCpu {
     #[must_use]
     pub const fn core(&self) -> usize {
         self.core
-    }
-
-    /// The core's local APIC number.
-    #[must_use]
-    pub const fn apic_id(&self) -> u32 {
-        self.apic_id
     }
 
     /// Chooses what the core goes on with when the handler returns: what `select` finds in the locked value, or the

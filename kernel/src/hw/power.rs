@@ -4,7 +4,7 @@
 use core::arch::asm;
 
 use kernel::acpi::Acpi;
-use kernel::acpi::fadt::{EnableCommand, Register, ResetCommand};
+use kernel::acpi::fadt::Register;
 use kernel::machine::Width;
 
 use super::direct::pointer;
@@ -22,8 +22,8 @@ const SCI_ENABLE: u32 = 1;
 pub struct Power {
     /// PM1 control registers and what to write there, when \_S5 is known.
     off: [Option<(Register, u16)>; 2],
-    enable: Option<EnableCommand>,
-    reset: Option<ResetCommand>,
+    enable: Option<(u16, u8)>,
+    reset: Option<(Register, u8)>,
     tsc_hz: u64,
 }
 
@@ -55,10 +55,10 @@ impl Power {
     #[must_use]
     pub fn new(acpi: &Acpi, tsc_hz: u64) -> Self {
         let Acpi { fixed, soft_off, .. } = acpi;
-        let off = soft_off.map(|sleep| {
+        let off = soft_off.map(|[a, b]| {
             [
-                fixed.pm1a_control.map(|register| (register, sleep.pm1a_value())),
-                fixed.pm1b_control.map(|register| (register, sleep.pm1b_value())),
+                fixed.pm1a_control.map(|register| (register, a)),
+                fixed.pm1b_control.map(|register| (register, b)),
             ]
         });
         Self { off: off.unwrap_or_default(), enable: fixed.enable, reset: fixed.reset, tsc_hz }
@@ -67,7 +67,7 @@ impl Power {
     /// The registers in memory, to be mapped uncached.
     pub fn registers(&self) -> impl Iterator<Item = kernel::address::PhysAddr> + use<> {
         let off = self.off.map(|off| off.map(|(register, _)| register));
-        off.into_iter().chain([self.reset.map(|reset| reset.register)]).flatten().filter_map(|register| {
+        off.into_iter().chain([self.reset.map(|(register, _)| register)]).flatten().filter_map(|register| {
             match register {
                 Register::Memory(at) => Some(at),
                 Register::Port(_) => None,
@@ -79,10 +79,10 @@ impl Power {
     pub fn off(&self) -> ! {
         stop_others();
         if let [Some((pm1a, _)), _] = self.off
-            && let Some(command) = self.enable
+            && let Some((port, value)) = self.enable
             && read(pm1a, Width::Word) & SCI_ENABLE == 0
         {
-            ports::write(command.port, Width::Byte, u32::from(command.value));
+            ports::write(port, Width::Byte, u32::from(value));
             // ACPI gives no bound; firmware that needs longer than this has failed.
             for _ in 0..100 {
                 if read(pm1a, Width::Word) & SCI_ENABLE != 0 {
@@ -102,8 +102,8 @@ impl Power {
     /// Resets: the FADT's register, the chipset's reset control, the keyboard controller, a triple fault.
     pub fn reset(&self) -> ! {
         stop_others();
-        if let Some(command) = self.reset {
-            write(command.register, Width::Byte, u16::from(command.value));
+        if let Some((register, value)) = self.reset {
+            write(register, Width::Byte, u16::from(value));
             clock::wait(self.tsc_hz / 10);
         }
         for (port, value) in [(0xcf9, 0x02), (0xcf9, 0x06), (0x64, 0xfe)] {

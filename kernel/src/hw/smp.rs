@@ -6,12 +6,11 @@ use core::arch::global_asm;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use ipc::abi::MAX_CORES;
 use kernel::address::PhysAddr;
 
 use super::percpu::{self, PerCpu};
 use super::stacks::Stacks;
-use super::{apic, boot, clock, direct, space};
+use super::{apic, boot, clock, direct, processor, space};
 use crate::print;
 
 /// What the core that starts next finds: `smp.S` reads it.
@@ -87,17 +86,11 @@ impl TrampolinePage {
     }
 }
 
-/// Starts the cores with these local APIC numbers (this core's is passed over), as cores 1 and up, as far as the
-/// address space has stacks for them: `most` cores in all. Each runs [`crate::ap_main`] at once. Returns how many
-/// cores run, this one included.
-pub fn start(
-    apic_ids: impl Iterator<Item = u32> + Clone,
-    most: usize,
-    page: TrampolinePage,
-    tsc_hz: u64,
-) -> usize {
-    let own = apic::own_id();
-    let others = apic_ids.filter(|&id| id != own);
+/// Starts the cores with these local APIC numbers (this core's is passed over), as cores 1 and up; the address space
+/// has stacks for as many. Each runs [`crate::ap_main`] at once. Returns how many cores run, this one included.
+pub fn start(apic_ids: &[u32], page: TrampolinePage, tsc_hz: u64) -> usize {
+    let own = processor::apic_id();
+    let others = apic_ids.iter().copied().filter(|&id| id != own);
     copy_trampoline(page);
     for id in others.clone() {
         apic::send_init(id);
@@ -106,7 +99,7 @@ pub fn start(
     clock::wait(tsc_hz / 100); // 10 ms
     let mut running = 1;
     for id in others {
-        if running >= most.min(MAX_CORES) {
+        if running >= apic_ids.len() {
             break;
         }
         if start_one(id, running, page, tsc_hz) {

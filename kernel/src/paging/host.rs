@@ -6,9 +6,8 @@
 use super::{ENTRIES, Entry, Format, Level, PageTable, TableMemory};
 use crate::address::{FrameNumber, VirtAddr};
 
-/// What to write to the PAT register (MSR 0x277) for [`Cache`]: as after reset but for entry 1, which is
-/// write-combining instead of write-through. No cached page may be mapped through entry 1 before.
-pub const PAT: u64 = 0x0007_0406_0007_0106;
+/// What to write to the PAT register (MSR 0x277) for [`Cache`]: as after reset.
+pub const PAT: u64 = 0x0007_0406_0007_0406;
 
 /// What is done with a page's memory. Writable and executable at once cannot be said.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -35,8 +34,6 @@ pub enum Owner {
 pub enum Cache {
     /// Memory.
     WriteBack,
-    /// Memory that is written in bursts and seldom read, such as a frame buffer.
-    WriteCombining,
     /// Device registers.
     Uncached,
 }
@@ -59,10 +56,8 @@ pub enum HostFormat {}
 const PRESENT: u64 = 1;
 const WRITABLE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
-/// PWT and PCD choose among the first four PAT entries; the PAT bit itself, whose place depends on the page's size,
-/// stays clear.
-const PWT: u64 = 1 << 3;
-const PCD: u64 = 1 << 4;
+/// PWT and PCD, which choose the PAT's entry 3. The PAT bit itself, whose place depends on the page's size, stays clear.
+const UNCACHED: u64 = 3 << 3;
 const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 const PAGE_NOT_TABLE: u64 = 1 << 7;
@@ -74,8 +69,7 @@ const fn pat_entry(index: u64) -> u64 {
     PAT >> (8 * index) & 0xff
 }
 const _: () = assert!(pat_entry(0) == 6, "write-back");
-const _: () = assert!(pat_entry(PWT >> 3) == 1, "write-combining");
-const _: () = assert!(pat_entry((PCD | PWT) >> 3) == 0, "uncacheable");
+const _: () = assert!(pat_entry(UNCACHED >> 3) == 0, "uncacheable");
 const _: () = assert!(FRAME & (NO_EXECUTE | GLOBAL | PAGE_NOT_TABLE | 0x7f) == 0);
 
 /// The sign bit of a canonical address, and all above it.
@@ -110,11 +104,7 @@ impl Format for HostFormat {
                 _ => Access::ReadWrite,
             },
             owner: if entry & USER == 0 { Owner::Kernel } else { Owner::User },
-            cache: match entry & (PCD | PWT) {
-                0 => Cache::WriteBack,
-                PWT => Cache::WriteCombining,
-                _ => Cache::Uncached,
-            },
+            cache: if entry & UNCACHED == 0 { Cache::WriteBack } else { Cache::Uncached },
         };
         Entry::Page(frame, attributes)
     }
@@ -135,8 +125,7 @@ impl Format for HostFormat {
                 };
                 let cache = match attributes.cache {
                     Cache::WriteBack => 0,
-                    Cache::WriteCombining => PWT,
-                    Cache::Uncached => PCD | PWT,
+                    Cache::Uncached => UNCACHED,
                 };
                 let size = if level == Level::One { 0 } else { PAGE_NOT_TABLE };
                 frame.start().0 & FRAME | PRESENT | ACCESSED | DIRTY | access | owner | cache | size

@@ -48,9 +48,8 @@ const DATA: HostAttributes =
 const CODE: HostAttributes = HostAttributes { access: Access::ReadExecute, ..DATA };
 const DEVICE: HostAttributes =
     HostAttributes { access: Access::ReadWrite, owner: Owner::Kernel, cache: Cache::Uncached };
-const BUFFER: HostAttributes = HostAttributes { cache: Cache::WriteCombining, ..DATA };
 const CONSTANTS: HostAttributes = HostAttributes { access: Access::Read, ..DEVICE };
-const ALL: [HostAttributes; 5] = [DATA, CODE, DEVICE, BUFFER, CONSTANTS];
+const ALL: [HostAttributes; 4] = [DATA, CODE, DEVICE, CONSTANTS];
 
 #[test]
 fn entries_say_what_the_manuals_say() {
@@ -59,7 +58,6 @@ fn entries_say_what_the_manuals_say() {
     assert_eq!(page(DATA, Level::One), 0x8000_1400_0000_0067);
     assert_eq!(page(CODE, Level::Two), 0x0000_1400_0000_00e5);
     assert_eq!(page(DEVICE, Level::Three), 0x8000_1400_0000_01fb);
-    assert_eq!(page(BUFFER, Level::One), 0x8000_1400_0000_006f);
     assert_eq!(page(CONSTANTS, Level::One), 0x8000_1400_0000_0179);
     assert_eq!(HostFormat::encode(Entry::Table(FrameNumber(5)), Level::Four), 0x5027);
     for level in [Level::One, Level::Two, Level::Three] {

@@ -7,7 +7,8 @@
 //! Source: System V gABI, chapters 4 (object files) and 5 (program loading).
 
 use ipc::abi::PAGE_SIZE;
-use kernel::elf::{Elf, Rights};
+use kernel::elf::Elf;
+use kernel::paging::host::Access;
 use zerocopy::{Immutable, IntoBytes};
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -80,10 +81,10 @@ pub fn stripped(program: &Elf<'_>) -> Vec<u8> {
         let offset = if segment.file.is_empty() { 0 } else { end.next_multiple_of(PAGE) };
         let header = ProgramHeader {
             kind: 1,
-            flags: match segment.rights {
-                Rights::Read => 4,
-                Rights::ReadExecute => 4 | 1,
-                Rights::ReadWrite => 4 | 2,
+            flags: match segment.access {
+                Access::Read => 4,
+                Access::ReadExecute => 4 | 1,
+                Access::ReadWrite => 4 | 2,
             },
             offset,
             virtual_address: segment.address.0,

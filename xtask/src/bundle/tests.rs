@@ -2,7 +2,8 @@
 
 use ipc::abi::{IMAGE_BASE, Name, PAGE_SIZE};
 use ipc::image::{Image, ImageError, ServiceDescriptor, SystemDescriptor};
-use kernel::elf::{Elf, Rights};
+use kernel::elf::Elf;
+use kernel::paging::host::Access;
 use proptest::prelude::*;
 
 use super::{Manifest, build, elf};
@@ -74,10 +75,10 @@ fn sound() -> Vec<u8> {
 fn loaded(file: &[u8]) -> (u64, Vec<Segment>) {
     let elf = Elf::parse(file).unwrap();
     let segments = elf.segments().map(|segment| {
-        let flags = match segment.rights {
-            Rights::Read => R,
-            Rights::ReadExecute => RX,
-            Rights::ReadWrite => RW,
+        let flags = match segment.access {
+            Access::Read => R,
+            Access::ReadExecute => RX,
+            Access::ReadWrite => RW,
         };
         (segment.address.0, flags, segment.memory_bytes, elf.contents(segment).to_vec())
     });

@@ -6,20 +6,6 @@ use super::shell::{Shared, lock};
 use anyhow::{Result, ensure};
 use std::sync::Arc;
 
-/// Which frames something concerns.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Scope {
-    /// All.
-    All,
-    /// Those from one port to another, in this direction.
-    Path {
-        /// The sender's port.
-        from: PortId,
-        /// The receiver's port.
-        to: PortId,
-    },
-}
-
 /// A handle to a switch.
 #[derive(Clone)]
 pub struct Control {
@@ -48,30 +34,14 @@ impl Control {
         lock(&self.shared.fabric).heal();
     }
 
-    /// Sets what happens to frames that come in from now on.
-    ///
-    /// # Errors
-    /// When there is no such port.
-    pub fn set_impairment(&self, scope: Scope, impairment: Impairment) -> Result<()> {
-        let mut fabric = match scope {
-            Scope::All => lock(&self.shared.fabric),
-            Scope::Path { from, to } => {
-                check(&self.shared, from)?;
-                check(&self.shared, to)?;
-                lock(&self.shared.fabric)
-            }
-        };
-        match scope {
-            Scope::Path { from, to } => fabric.set_impairment(from, to, impairment),
-            Scope::All => {
-                for from in fabric.ports() {
-                    for to in fabric.ports() {
-                        fabric.set_impairment(from, to, impairment);
-                    }
-                }
+    /// Sets what happens to all frames that come in from now on.
+    pub fn set_impairment(&self, impairment: Impairment) {
+        let mut fabric = lock(&self.shared.fabric);
+        for from in fabric.ports() {
+            for to in fabric.ports() {
+                fabric.set_impairment(from, to, impairment);
             }
         }
-        Ok(())
     }
 
     /// All counters, at about the same moment.

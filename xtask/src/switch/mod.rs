@@ -25,7 +25,7 @@ mod fabric_tests;
 #[cfg(test)]
 mod tests;
 
-pub use control::{Control, Scope};
+pub use control::Control;
 pub use counters::{MAX_PORTS, PortId};
 pub use impairment::Impairment;
 pub use wire::{MAX_FRAME, MIN_FRAME};
@@ -132,7 +132,7 @@ impl Switch {
                 });
             }
         }
-        switch.control().set_impairment(Scope::All, config.impairment)?;
+        switch.control().set_impairment(config.impairment);
         switch.spawn("switch-timer", |shared| shared.deliver_delayed())?;
         for index in 0..count {
             switch.spawn(&format!("switch-read-{index}"), move |shared| shared.read(&shared.ports[index]))?;

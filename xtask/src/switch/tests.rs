@@ -2,7 +2,7 @@
 
 use super::counters::{DropReason, LinkState, PortError, PortSnapshot};
 use super::wire::{PREFIX_BYTES, encode};
-use super::{Control, Impairment, MAX_FRAME, PortId, Scope, Switch, SwitchConfig, pcap};
+use super::{Control, Impairment, MAX_FRAME, PortId, Switch, SwitchConfig, lock, pcap};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
@@ -240,7 +240,7 @@ fn a_switch_is_cut_healed_and_impaired_while_it_runs() {
     assert_eq!(right.receive(), frame(ALL, 0, b"healed"));
 
     let slow: Impairment = "delay=30ms".parse().unwrap();
-    control.set_impairment(Scope::Path { from: PortId(0), to: PortId(1) }, slow).unwrap();
+    lock(&switch.shared.fabric).set_impairment(PortId(0), PortId(1), slow);
     let start = Instant::now();
     left.send(1, b"slow");
     right.send(0, b"fast");
@@ -248,7 +248,7 @@ fn a_switch_is_cut_healed_and_impaired_while_it_runs() {
     assert_eq!(right.receive(), frame(1, 0, b"slow"));
     assert!(start.elapsed() >= Duration::from_millis(30));
 
-    control.set_impairment(Scope::All, "loss=50%,dup=20%,jitter=1ms,corrupt=10%".parse().unwrap()).unwrap();
+    control.set_impairment("loss=50%,dup=20%,jitter=1ms,corrupt=10%".parse().unwrap());
     for count in 0..200_u32 {
         left.send(1, &count.to_be_bytes());
     }
@@ -304,8 +304,7 @@ fn it_stops_at_once_and_leaves_no_socket() {
     let mut idle = Node::join(&switch, 0);
     let flood = Node::join(&switch, 1);
     let _deaf = Node::join(&switch, 2);
-    let to_deaf = Scope::Path { from: PortId(1), to: PortId(2) };
-    control.set_impairment(to_deaf, Impairment::default()).unwrap();
+    lock(&switch.shared.fabric).set_impairment(PortId(1), PortId(2), Impairment::default());
     let flooding = std::thread::spawn(move || {
         let bytes = encode(&frame(ALL, 1, &[0; 4000]));
         while (&flood.stream).write_all(&bytes).is_ok() {}

@@ -25,10 +25,10 @@ fn main(start: &'static Start<'static>) -> ! {
             Ok(Received::Message(from, message)) => (token, reply) = (from, message),
             Ok(Received::Notified(bits)) => {
                 token = Token::NOBODY;
-                if bits & ping != 0 {
-                    if let Some(pong) = &pong {
-                        raise(pong);
-                    }
+                if bits & ping != 0
+                    && let Some(pong) = &pong
+                {
+                    raise(pong);
                 }
                 if let Some(stream) = &mut stream {
                     stream.drain();

@@ -15,11 +15,11 @@ static FOUND: [AtomicU32; MAX_CORES] = [const { AtomicU32::new(0) }; MAX_CORES];
 /// Starts a thread on each core, one after another, and sees that they were on different ones.
 pub fn run(start: &Start<'_>) -> Outcome {
     let cores = usize::try_from(start.cores()).unwrap_or(0);
-    for core in 0..cores {
+    for (core, found) in FOUND.iter().enumerate().take(cores) {
         if let Err(error) = rt::syscall::spawn_thread(look, core, core as u64) {
             fail!("no thread on core {core}: {error}");
         }
-        until(20, "a thread on another core", || Ok(FOUND[core].load(Ordering::Acquire) != 0))?;
+        until(20, "a thread on another core", || Ok(found.load(Ordering::Acquire) != 0))?;
     }
     for core in 0..cores {
         let found = FOUND[core].load(Ordering::Relaxed);

@@ -108,8 +108,9 @@ fn memory() -> Outcome {
         // SAFETY: the block is what was given, of this size.
         let larger = unsafe { hermit_abi::realloc(block, size, 64, 2 * size) };
         ensure!(!larger.is_null(), "no room for {} bytes", 2 * size);
+        let last = larger.wrapping_add(size - 1);
         // SAFETY: the last byte of what was copied.
-        let kept = unsafe { larger.add(size - 1).read() };
+        let kept = unsafe { last.read() };
         ensure!(kept == 7, "a block lost its contents when it grew");
         // SAFETY: the block is what was given, of this size.
         unsafe { hermit_abi::dealloc(larger, 2 * size, 64) };

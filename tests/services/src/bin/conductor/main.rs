@@ -20,8 +20,11 @@ use rt::text::Text;
 rt::entry!(main);
 
 /// How a suite ends when something is wrong: what.
-type Failure = Text<112>;
+type Failure = Text<104>;
 type Outcome = Result<(), Failure>;
+
+/// A suite's name, the service that it needs, and what it does.
+type Suite = (&'static str, &'static str, fn(&Start<'_>) -> Outcome);
 
 /// Fails a suite with a text.
 macro_rules! fail {
@@ -44,7 +47,7 @@ const PASS: u32 = 0x10;
 const FAIL: u32 = 0x11;
 
 fn main(start: &'static Start<'static>) -> ! {
-    let suites: [(&str, &str, fn(&Start<'_>) -> Outcome); 9] = [
+    let suites: [Suite; 9] = [
         ("timers", "victim", timers::run),
         ("cores", "victim", cores::run),
         ("floating point", "victim", cores::floating_point),
