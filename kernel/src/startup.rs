@@ -30,7 +30,7 @@ use crate::hw::machine::HwMachine;
 use crate::hw::panic::refuse;
 use crate::hw::percpu::{PerCpu, apic_id_of};
 use crate::hw::smp::TrampolinePage;
-use crate::hw::space::{FinishedSpace, KernelSpace};
+use crate::hw::space::KernelSpace;
 use crate::hw::{apic, boot, clock, smp, space};
 use crate::{KERNEL, Kernel, go_on, klog, print};
 
@@ -179,11 +179,13 @@ fn route(machine: &mut HwMachine, acpi: &Acpi, found: &mut Found, routes: &Route
 }
 
 /// Services' address spaces, beside the kernel's finished half.
-struct ServiceSpaces(FinishedSpace);
+struct ServiceSpaces(PageTable<HostFormat>);
 
 impl Spaces for ServiceSpaces {
     fn create(&mut self, frames: &mut Frames) -> Option<PhysAddr> {
-        let table = self.0.service(&mut Tables { frames, below: None }).ok()?;
+        let tables = &mut Tables { frames, below: None };
+        let table = PageTable::new(tables)?;
+        table.share_upper_half(tables, &self.0);
         Some(table.root().start())
     }
 

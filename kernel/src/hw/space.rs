@@ -174,27 +174,9 @@ impl KernelSpace {
         self.map_direct(&mut Tables { frames, below: None }, start, end, device)
     }
 
-    /// Fixes the kernel's half, so that services can share it.
+    /// The finished tables: services share their upper half, and nothing is added to it any more.
     #[must_use]
-    pub const fn finish(self) -> FinishedSpace {
-        FinishedSpace { table: self.table }
-    }
-}
-
-/// The kernel's address space when nothing is added to it any more.
-#[derive(Debug)]
-pub struct FinishedSpace {
-    table: PageTable<HostFormat>,
-}
-
-impl FinishedSpace {
-    /// A service's address space: the kernel's half, and an empty lower half to map the service's pages in.
-    ///
-    /// # Errors
-    /// [`PagingError::NoTables`].
-    pub fn service(&self, tables: &mut Tables<'_>) -> Result<PageTable<HostFormat>, SpaceError> {
-        let table = PageTable::new(tables).ok_or(PagingError::NoTables(VirtAddr(0)))?;
-        table.share_upper_half(tables, &self.table);
-        Ok(table)
+    pub const fn finish(self) -> PageTable<HostFormat> {
+        self.table
     }
 }
