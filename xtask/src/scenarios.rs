@@ -124,8 +124,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "module-foreign",
-        // As long as a real one: QEMU's own loader crashes on a very short one.
-        damage: Some(|module| *module = b"#!/bin/sh\n".repeat(30_000)),
+        damage: Some(|module| *module = b"#!/bin/sh\n".repeat(100)),
         expect: &["boot module is not a Unum image"],
         ..BASE
     },
