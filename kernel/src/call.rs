@@ -234,7 +234,7 @@ impl State {
             self.threads[id.index()].context.registers.rax = Error::TimedOut.status();
         } else {
             if mask & RECEIVE_MESSAGES != 0 {
-                service.receivers |= 1 << self.threads[id.index()].slot;
+                service.receivers |= self.threads[id.index()].slot_bit;
             }
             self.threads[id.index()].state = ThreadState::Receiving { mask };
             self.start_wait(m, core, id, deadline);

@@ -322,7 +322,7 @@ impl State {
     /// Takes a thread off its service's set of receivers.
     pub(crate) fn forget_receiver(&mut self, id: ThreadId) {
         let thread = &self.threads[id.index()];
-        self.services[thread.service.index()].receivers &= !(1 << thread.slot);
+        self.services[thread.service.index()].receivers &= !thread.slot_bit;
     }
 
     /// Raises notification bits of a service, and wakes the threads that wait for them: each gets those of its mask.
