@@ -8,21 +8,16 @@ use ipc::interfaces::ept::{INTERFACE, dispatch};
 use ipc::message::{Caller, Message, MessagePage};
 use rt::capability::Endpoint;
 use rt::inspector::Kernel;
-use rt::membership::{Membership, description};
+use rt::membership::{self, Membership};
 use rt::serve::{Service, serve};
 use rt::start::Start;
 
 rt::entry!(main);
 
-fn main(start: &'static Start<'static>) -> ! {
-    let supervisor = match start.endpoint("supervisor") {
-        Ok(endpoint) => endpoint,
-        Err(missing) => panic!("{missing}"),
-    };
-    let description = description(start.name(), env!("CARGO_PKG_VERSION"), Some(INTERFACE));
+fn main(_: &'static Start<'static>) -> ! {
     serve(&mut Program {
         ept: Ept { inspector: Kernel },
-        membership: Membership::new(supervisor, description, start.clock()),
+        membership: membership::own(env!("CARGO_PKG_VERSION"), Some(INTERFACE)),
     })
 }
 
@@ -41,6 +36,6 @@ impl Service for Program {
     }
 
     fn deadline_passed(&mut self, now: u64) {
-        rt::membership::keep(&mut self.membership, now);
+        membership::keep(&mut self.membership, now);
     }
 }

@@ -107,6 +107,22 @@ impl<T: Transport> Membership<T> {
     }
 }
 
+/// The membership of the service that this is; it registers at its first [`Membership::keep`].
+///
+/// # Panics
+/// When the manifest does not let the service call the supervisor.
+#[cfg(feature = "metal")]
+#[must_use]
+pub fn own(version: &str, interface: Option<u8>) -> Membership<crate::capability::Endpoint> {
+    let start = crate::start();
+    match start.endpoint("supervisor") {
+        Ok(supervisor) => {
+            Membership::new(supervisor, description(start.name(), version, interface), start.clock())
+        }
+        Err(missing) => panic!("{missing}"),
+    }
+}
+
 /// [`Membership::keep`], with a failure in the log.
 #[cfg(feature = "metal")]
 pub fn keep<T: Transport>(membership: &mut Membership<T>, now: u64) {

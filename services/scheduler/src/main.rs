@@ -7,7 +7,7 @@ use ipc::interfaces::scheduler::{INTERFACE, dispatch};
 use ipc::message::{Caller, Message, MessagePage};
 use rt::capability::Endpoint;
 use rt::inspector::Kernel;
-use rt::membership::{Membership, description};
+use rt::membership::{self, Membership};
 use rt::serve::{Service, serve};
 use rt::start::Start;
 use scheduler::Scheduler;
@@ -15,14 +15,9 @@ use scheduler::Scheduler;
 rt::entry!(main);
 
 fn main(start: &'static Start<'static>) -> ! {
-    let supervisor = match start.endpoint("supervisor") {
-        Ok(endpoint) => endpoint,
-        Err(missing) => panic!("{missing}"),
-    };
-    let description = description(start.name(), env!("CARGO_PKG_VERSION"), Some(INTERFACE));
     serve(&mut Program {
         scheduler: Scheduler::new(Kernel, start.clock()),
-        membership: Membership::new(supervisor, description, start.clock()),
+        membership: membership::own(env!("CARGO_PKG_VERSION"), Some(INTERFACE)),
     })
 }
 
@@ -42,6 +37,6 @@ impl Service for Program {
 
     fn deadline_passed(&mut self, now: u64) {
         self.scheduler.look(now);
-        rt::membership::keep(&mut self.membership, now);
+        membership::keep(&mut self.membership, now);
     }
 }

@@ -8,7 +8,7 @@ use ipc::channel::{ChannelError, Consumer, Sleep, Wake};
 use ipc::frame::FrameDescriptor;
 use ipc::message::{Caller, Message, MessagePage, Refused};
 use rt::capability::{DmaRegion, Endpoint, Notification, Region};
-use rt::membership::{Membership, description};
+use rt::membership::{self, Membership};
 use rt::serve::{Service, serve};
 use rt::start::Start;
 use test_services::echo::{Bytes, INTERFACE, Server, dispatch};
@@ -17,13 +17,8 @@ use test_services::frame_byte;
 rt::entry!(main);
 
 fn main(start: &'static Start<'static>) -> ! {
-    let supervisor = match start.endpoint("supervisor") {
-        Ok(endpoint) => endpoint,
-        Err(missing) => panic!("{missing}"),
-    };
-    let description = description(start.name(), env!("CARGO_PKG_VERSION"), Some(INTERFACE));
     let mut echo = Echo {
-        membership: Membership::new(supervisor, description, start.clock()),
+        membership: membership::own(env!("CARGO_PKG_VERSION"), Some(INTERFACE)),
         stream: Stream::open(start),
         received: [0; 3],
     };
@@ -140,6 +135,6 @@ impl Service for Echo {
     }
 
     fn deadline_passed(&mut self, now: u64) {
-        rt::membership::keep(&mut self.membership, now);
+        membership::keep(&mut self.membership, now);
     }
 }

@@ -8,7 +8,7 @@ use core::hint::black_box;
 
 use ipc::message::{Caller, Message, MessagePage, Refused};
 use rt::capability::Endpoint;
-use rt::membership::{Membership, description};
+use rt::membership::{self, Membership};
 use rt::serve::{Service, serve};
 use rt::start::Start;
 use test_services::crime::Crime;
@@ -17,13 +17,8 @@ use test_services::victim::{INTERFACE, Server, dispatch};
 rt::entry!(main);
 
 fn main(start: &'static Start<'static>) -> ! {
-    let supervisor = match start.endpoint("supervisor") {
-        Ok(endpoint) => endpoint,
-        Err(missing) => panic!("{missing}"),
-    };
-    let description = description(start.name(), env!("CARGO_PKG_VERSION"), Some(INTERFACE));
     serve(&mut Victim {
-        membership: Membership::new(supervisor, description, start.clock()),
+        membership: membership::own(env!("CARGO_PKG_VERSION"), Some(INTERFACE)),
         calls: 0,
         starts: count_start(start),
     })
@@ -74,7 +69,7 @@ impl Service for Victim {
     }
 
     fn deadline_passed(&mut self, now: u64) {
-        rt::membership::keep(&mut self.membership, now);
+        membership::keep(&mut self.membership, now);
     }
 }
 
