@@ -156,7 +156,14 @@ proptest! {
     #[test]
     fn what_compiles_is_sound(count in 1_usize..16, parts in proptest::collection::vec(any::<Part>(), 0..40)) {
         let text = manifest_of(count, &parts);
-        let manifest = Manifest::parse("random.toml", &text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        let parsed = Manifest::parse("random.toml", &text);
+        // A device alone takes up to ten capabilities: a manifest that wants more than a table holds, and is refused for
+        // nothing else, is not one of those that this is about. The others are as many as ever.
+        let too_many = |mistakes: &dyn std::fmt::Display| {
+            mistakes.to_string().lines().all(|line| line.contains(": too many capabilities for '"))
+        };
+        prop_assume!(!parsed.as_ref().is_err_and(|mistakes| too_many(mistakes)));
+        let manifest = parsed.unwrap_or_else(|e| panic!("{e}\n{text}"));
         sound(&manifest.system, &manifest.descriptors);
     }
 
