@@ -159,16 +159,47 @@ pub enum Syscall {
     /// The current [`Handle`], in `rdi`, of the capability whose older handle is `rdi`: the way on from
     /// [`Error::Restarted`].
     Refresh = 22,
-    /// Stops the node at once; `rdi` is 0 to power off, 1 to reset. Needs the right to supervise.
+    /// Stops the node at once; `rdi` is 0 to power off, 1 to reset. Needs the right to supervise or to stop the node.
     StopNode = 23,
+    /// Says what is at guest memory. Needs the guest capability `rdi`, held as its memory's owner. `rsi`: the first
+    /// guest page; `rdx`: the pool's frame for it, the next page gets the next frame; `r8`: pages, 1 to 512; `r9`:
+    /// [`GUEST_ACCESS_NONE`], [`GUEST_ACCESS_READ`] or [`GUEST_ACCESS_WRITE`], and [`GUEST_ZERO`] to zero the frames first
+    /// (at most [`MAX_ZERO_PAGES`]). 512 pages at a multiple of 512 in frames that are aligned alike become one page of
+    /// 2 MiB. When the call returns no processor and no view uses what was there before. [`Error::Malformed`],
+    /// [`Error::NoSuchItem`] for pages that the guest does not have or frames that the pool does not have.
+    GuestMap = 24,
+    /// Starts vCPU `rsi`, which must be stopped; it comes with [`crate::vcpu::ExitReason::Started`]. Needs the guest
+    /// capability `rdi`, held as the platform, as do the next three. [`Error::Again`] when it runs.
+    VcpuStart = 25,
+    /// Stops vCPU `rsi` wherever it is; a reply to its exit is stale from then on.
+    VcpuStop = 26,
+    /// Makes vCPU `rsi` come with [`crate::vcpu::ExitReason::Kicked`] soon; when it is at an exit, after the reply.
+    VcpuKick = 27,
+    /// Writes vCPU `rsi`'s [`crate::vcpu::SystemState`] to its state page. [`Error::Again`] when it is not at an exit.
+    VcpuFetch = 28,
+    /// Makes core `rdx` the home of vCPU `rsi`. Needs the guest capability `rdi`, held for placement.
+    VcpuPlace = 29,
 }
+
+/// [`Syscall::GuestMap`]: nothing is there.
+pub const GUEST_ACCESS_NONE: u64 = 0;
+/// [`Syscall::GuestMap`]: it can be read and executed.
+pub const GUEST_ACCESS_READ: u64 = 1;
+/// [`Syscall::GuestMap`]: it can be written, too.
+pub const GUEST_ACCESS_WRITE: u64 = 2;
+/// [`Syscall::GuestMap`]: the frames are zeroed first.
+pub const GUEST_ZERO: u64 = 4;
+/// The most pages that one [`Syscall::GuestMap`] zeroes.
+pub const MAX_ZERO_PAGES: u64 = 16;
+/// The most pages of one [`Syscall::GuestMap`].
+pub const MAX_MAP_PAGES: u64 = 512;
 
 impl Syscall {
     /// The call with this number.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "compared with the array's length")]
     pub const fn from_number(number: u64) -> Option<Self> {
-        const ALL: [Syscall; 24] = [
+        const ALL: [Syscall; 30] = [
             Syscall::Call,
             Syscall::Receive,
             Syscall::Reply,
@@ -193,6 +224,12 @@ impl Syscall {
             Syscall::LogRead,
             Syscall::Refresh,
             Syscall::StopNode,
+            Syscall::GuestMap,
+            Syscall::VcpuStart,
+            Syscall::VcpuStop,
+            Syscall::VcpuKick,
+            Syscall::VcpuFetch,
+            Syscall::VcpuPlace,
         ];
         if number < ALL.len() as u64 { Some(ALL[number as usize]) } else { None }
     }
@@ -456,6 +493,25 @@ pub enum Inspect {
     Calls = 5,
     /// Of the boot (index 0): when the kernel was entered, when it left to the first service, 0, 0.
     Boot = 6,
+    /// Of vCPU `index`: ticks it ran (its exits' service included), exits to services, misses in nested paging, and its home
+    /// core (low 16 bits), state (bits 16 to 23: [`VcpuActivity`]) and halts (high half).
+    Vcpu = 7,
+    /// Of vCPU `index`: ticks it was ready and did not run (steal), kicks, world switches, 0.
+    VcpuTime = 8,
+}
+
+/// What a vCPU does, as [`Inspect::Vcpu`] shows it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub enum VcpuActivity {
+    /// It is stopped.
+    Stopped = 0,
+    /// It runs, or waits for its core.
+    Running = 1,
+    /// It is halted.
+    Halted = 2,
+    /// It waits for a service.
+    AtExit = 3,
 }
 
 impl Inspect {
@@ -470,6 +526,8 @@ impl Inspect {
             4 => Some(Self::Log),
             5 => Some(Self::Calls),
             6 => Some(Self::Boot),
+            7 => Some(Self::Vcpu),
+            8 => Some(Self::VcpuTime),
             _ => None,
         }
     }
@@ -688,6 +746,9 @@ pub enum CapabilityKind {
     Ports = 6,
     /// A PCI function's configuration space; `address` is bus << 8 | device << 3 | function.
     PciFunction = 7,
+    /// The guest: `address` is how many frames its pool has, `length` its pages of memory, `bits` its vCPUs (low half)
+    /// and the pages of its private memory (high half), `index` the number of its platform's service.
+    Guest = 8,
 }
 
 impl CapabilityKind {
@@ -703,6 +764,7 @@ impl CapabilityKind {
             5 => Some(Self::Interrupt),
             6 => Some(Self::Ports),
             7 => Some(Self::PciFunction),
+            8 => Some(Self::Guest),
             _ => None,
         }
     }
@@ -718,7 +780,7 @@ pub struct StartEntry {
     pub kind: u16,
     /// Which of several alike: a device's BAR number, an interrupt's MSI-X entry; 0 otherwise.
     pub index: u16,
-    /// [`ENTRY_KEPT`], [`ENTRY_WRITABLE`].
+    /// [`ENTRY_KEPT`], [`ENTRY_WRITABLE`], [`ENTRY_CONSTANT`].
     pub flags: u32,
     /// The [`Handle`].
     pub handle: u64,
@@ -734,6 +796,9 @@ pub struct StartEntry {
 pub const ENTRY_KEPT: u32 = 1;
 /// [`StartEntry::flags`]: the region can be written.
 pub const ENTRY_WRITABLE: u32 = 2;
+
+/// [`StartEntry::flags`]: nobody ever writes to the region: it is a blob of the image.
+pub const ENTRY_CONSTANT: u32 = 4;
 
 const _: () = assert!(size_of::<StartEntry>() == 56);
 
@@ -797,10 +862,10 @@ mod tests {
 
     #[test]
     fn numbers_round_trip() {
-        for n in 0..24 {
+        for n in 0..30 {
             assert_eq!(Syscall::from_number(n).unwrap() as u64, n);
         }
-        assert_eq!(Syscall::from_number(24), None);
+        assert_eq!(Syscall::from_number(30), None);
         assert_eq!(Syscall::from_number(u64::MAX), None);
         for n in 1..=13u64 {
             let error = Error::from_status(n.wrapping_neg()).unwrap();

@@ -1,12 +1,17 @@
 //! The boot module: one file that carries the whole system, written by xtask, read by the kernel.
 //!
 //! ```text
-//! Header | Entry * n | contents, each at a multiple of 16 bytes
+//! Header | Entry * n | contents, each at a multiple of 16 bytes; blobs last, each at a page
 //! ```
 //!
 //! One entry holds the [`SystemDescriptor`], and each service has two: its [`ServiceDescriptor`] and its ELF file.
 //! Descriptors are postcard; every entry carries the CRC-32 (IEEE) of its contents, so a truncated or damaged
 //! module is refused with the name of what is damaged. Reading allocates nothing and trusts nothing.
+//!
+//! A blob is a file that a service reads where the boot loader put it: whole pages, so that they can be mapped without a
+//! copy and show nothing of their neighbours. The first page holds a [`BlobHeader`] and zeros, the file follows, and zeros
+//! fill its last page. The kernel need not read the whole of it: the entry's CRC covers the first page alone, and that of
+//! the file is in the header, for the service to check.
 
 use core::fmt;
 
@@ -14,10 +19,11 @@ use heapless::{String, Vec};
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::abi::{MAX_CAPABILITIES, MAX_NAME_BYTES, MAX_REGIONS, Name};
+use crate::abi::{MAX_CAPABILITIES, MAX_NAME_BYTES, MAX_REGIONS, Name, PAGE_SIZE};
+use crate::guest::{BLOB_CONTENTS, BLOB_MAGIC, BlobHeader};
 
 /// The first bytes of an image; the last digit is the format's version.
-pub const MAGIC: [u8; 8] = *b"UNUMIMG1";
+pub const MAGIC: [u8; 8] = *b"UNUMIMG2";
 /// The most devices one image can name.
 pub const MAX_DEVICES: usize = 16;
 /// Bytes of a driver's address space that a device's BARs have, an eighth of it each.
@@ -51,6 +57,9 @@ pub enum EntryKind {
     Service = 1,
     /// The ELF file of the service of the same name.
     Elf = 2,
+    /// A file for a service, at a multiple of [`PAGE_SIZE`] from the image's start and of whole pages, the first of which
+    /// begins with a [`BlobHeader`].
+    Blob = 3,
 }
 
 /// One part of an image.
@@ -61,7 +70,7 @@ pub struct Entry {
     pub name: Name,
     /// An [`EntryKind`].
     pub kind: u32,
-    /// CRC-32 of the contents.
+    /// CRC-32 of the contents; of [`EntryKind::Blob`]: of their first page.
     pub crc: u32,
     /// Where the contents begin, from the image's start.
     pub offset: u64,
@@ -83,6 +92,28 @@ pub struct SystemDescriptor {
     pub regions: Vec<RegionDescriptor, MAX_REGIONS>,
     /// PCI functions that the manifest gives to services.
     pub devices: Vec<DeviceDescriptor, MAX_DEVICES>,
+    /// The guest, when the image has one.
+    pub guest: Option<GuestDescriptor>,
+}
+
+/// The guest, as far as the kernel has to know it. Each of the three services that serve it holds
+/// [`ObjectDescriptor::Guest`].
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct GuestDescriptor {
+    /// The number of the service that gets the exits of its vCPUs and sees its memory.
+    pub platform: u8,
+    /// The number of the service that owns its memory.
+    pub memory: u8,
+    /// The number of the service that places its vCPUs.
+    pub placement: u8,
+    /// vCPUs, 1 to [`crate::vcpu::MAX_VCPUS`]; each is one of the kernel's threads.
+    pub vcpus: u8,
+    /// Pages of its memory ([`crate::vcpu::memory_ranges`]).
+    pub pages: u64,
+    /// Pages from [`crate::vcpu::PRIVATE_START`] on, for the walk cache's tables; 0 when that is off.
+    pub private_pages: u32,
+    /// The priority of its vCPUs: less urgent than the three services.
+    pub priority: u8,
 }
 
 /// A piece of memory that the kernel sets aside at boot, zeroed.
@@ -90,7 +121,7 @@ pub struct SystemDescriptor {
 pub struct RegionDescriptor {
     /// Its name.
     pub name: NameString,
-    /// Pages of 4 KiB; the frames are contiguous.
+    /// Pages of 4 KiB; the frames are contiguous. Of a blob: its length.
     pub pages: u32,
     /// What it is for.
     pub kind: RegionKind,
@@ -107,6 +138,8 @@ pub enum RegionKind {
     Shared,
     /// Like `Shared`, below 4 GiB, and its holders may learn its physical addresses.
     Dma,
+    /// Not memory of its own, but the [`EntryKind::Blob`] of the same name where it lies in the module; only to read.
+    Blob,
 }
 
 /// A PCI function that one service drives.
@@ -150,7 +183,7 @@ pub struct ServiceDescriptor {
     pub restart_period_ms: u32,
     /// Milliseconds between two beats to the supervisor, 0 for none due.
     pub beat_ms: u32,
-    /// [`RIGHT_SUPERVISE`], [`RIGHT_INSPECT`], [`RIGHT_READ_LOGS`].
+    /// [`RIGHT_SUPERVISE`], [`RIGHT_INSPECT`], [`RIGHT_READ_LOGS`], [`RIGHT_STOP_NODE`].
     pub rights: u32,
     /// What it may use, in the order of its capability table.
     pub capabilities: Vec<CapabilityDescriptor, MAX_CAPABILITIES>,
@@ -162,6 +195,8 @@ pub const RIGHT_SUPERVISE: u32 = 1;
 pub const RIGHT_INSPECT: u32 = 2;
 /// [`ServiceDescriptor::rights`]: read the node's log.
 pub const RIGHT_READ_LOGS: u32 = 4;
+/// [`ServiceDescriptor::rights`]: power off or reset the node.
+pub const RIGHT_STOP_NODE: u32 = 8;
 
 /// One right of a service.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -220,7 +255,13 @@ pub enum ObjectDescriptor {
         /// The bit of its first interrupt; the next has the next bit.
         first_bit: u8,
     },
+    /// The guest ([`SystemDescriptor::guest`]); its capability is called [`GUEST_CAPABILITY`]. What the holder may do
+    /// with it follows from its part in [`GuestDescriptor`].
+    Guest,
 }
+
+/// What the services that serve the guest call it.
+pub const GUEST_CAPABILITY: &str = "guest";
 
 /// Why an image is refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -242,6 +283,8 @@ pub enum ImageError {
     Damaged(Name),
     /// An entry's descriptor cannot be decoded.
     BadDescriptor(Name),
+    /// A blob is not of whole pages at a page's start, or its header does not describe it.
+    BadBlob(Name),
     /// No entry of this kind and name.
     Missing(EntryKind, Name),
 }
@@ -257,6 +300,7 @@ impl fmt::Display for ImageError {
             Self::OutOfBounds(name) => write!(f, "boot module: '{name}' lies outside the module"),
             Self::Damaged(name) => write!(f, "boot module: '{name}' is damaged (checksum)"),
             Self::BadDescriptor(name) => write!(f, "boot module: the descriptor of '{name}' is malformed"),
+            Self::BadBlob(name) => write!(f, "boot module: the blob '{name}' is malformed"),
             Self::Missing(kind, name) => write!(f, "boot module: no {kind:?} entry for '{name}'"),
         }
     }
@@ -309,7 +353,7 @@ impl<'a> Image<'a> {
         self.entries
     }
 
-    /// An entry's contents, checked.
+    /// An entry's contents, checked; of a blob the first page is.
     ///
     /// # Errors
     /// [`ImageError::Damaged`], [`ImageError::OutOfBounds`].
@@ -318,7 +362,12 @@ impl<'a> Image<'a> {
         let start = usize::try_from(entry.offset).map_err(|_| out)?;
         let length = usize::try_from(entry.length).map_err(|_| out)?;
         let contents = self.bytes.get(start..).and_then(|b| b.get(..length)).ok_or(out)?;
-        if crc32fast::hash(contents) != entry.crc {
+        let covered = if entry.kind == EntryKind::Blob as u32 {
+            contents.get(..PAGE_SIZE).unwrap_or(contents)
+        } else {
+            contents
+        };
+        if crc32fast::hash(covered) != entry.crc {
             return Err(ImageError::Damaged(entry.name));
         }
         Ok(contents)
@@ -359,12 +408,29 @@ impl<'a> Image<'a> {
     /// # Errors
     /// [`ImageError::Missing`], [`ImageError::Damaged`].
     pub fn elf(&self, name: Name) -> Result<&'a [u8], ImageError> {
-        let entry = self
-            .entries
-            .iter()
-            .find(|e| e.kind == EntryKind::Elf as u32 && e.name == name)
-            .ok_or(ImageError::Missing(EntryKind::Elf, name))?;
-        self.contents(entry)
+        self.contents(self.named(EntryKind::Elf, name)?)
+    }
+
+    /// The blob with this name: whole pages at a multiple of [`PAGE_SIZE`] from the image's start, whose header fits their
+    /// number. The file in it is not checked.
+    ///
+    /// # Errors
+    /// [`ImageError::Missing`], [`ImageError::BadBlob`], [`ImageError::Damaged`] (the first page).
+    pub fn blob(&self, name: Name) -> Result<&'a [u8], ImageError> {
+        let entry = self.named(EntryKind::Blob, name)?;
+        let contents = self.contents(entry)?;
+        let bad = ImageError::BadBlob(name);
+        let (header, _) = BlobHeader::read_from_prefix(contents).map_err(|_| bad)?;
+        let bytes = header.bytes.checked_add(BLOB_CONTENTS as u64).ok_or(bad)?;
+        let is_sound = header.magic == BLOB_MAGIC
+            && entry.offset.is_multiple_of(PAGE_SIZE as u64)
+            && bytes.checked_next_multiple_of(PAGE_SIZE as u64) == Some(entry.length);
+        if is_sound { Ok(contents) } else { Err(bad) }
+    }
+
+    fn named(&self, kind: EntryKind, name: Name) -> Result<&'a Entry, ImageError> {
+        let mut entries = self.entries.iter();
+        entries.find(|e| e.kind == kind as u32 && e.name == name).ok_or(ImageError::Missing(kind, name))
     }
 }
 

@@ -5,10 +5,12 @@ use rand_chacha::ChaCha8Rng;
 use zerocopy::IntoBytes;
 
 use super::{
-    CapabilityDescriptor, Entry, EntryKind, Header, Image, ImageError, MAGIC, ObjectDescriptor,
-    RIGHT_INSPECT, RegionDescriptor, RegionKind, ServiceDescriptor, SystemDescriptor,
+    CapabilityDescriptor, Entry, EntryKind, GUEST_CAPABILITY, GuestDescriptor, Header, Image, ImageError,
+    MAGIC, ObjectDescriptor, RIGHT_INSPECT, RegionDescriptor, RegionKind, ServiceDescriptor,
+    SystemDescriptor,
 };
-use crate::abi::Name;
+use crate::abi::{Name, PAGE_SIZE};
+use crate::guest::{BLOB_CONTENTS, BLOB_MAGIC, BlobHeader};
 
 fn name(text: &str) -> Name {
     Name::new(text).unwrap()
@@ -21,6 +23,15 @@ fn system() -> SystemDescriptor {
         service_count: 1,
         regions: heapless::Vec::from_array([region]),
         devices: heapless::Vec::new(),
+        guest: Some(GuestDescriptor {
+            platform: 3,
+            memory: 1,
+            placement: 2,
+            vcpus: 4,
+            pages: 1 << 26,
+            private_pages: 2048,
+            priority: 12,
+        }),
     }
 }
 
@@ -29,6 +40,8 @@ fn service() -> ServiceDescriptor {
         name: "log-port".try_into().unwrap(),
         object: ObjectDescriptor::Ports { first: 0x2f8, count: 8 },
     };
+    let guest =
+        CapabilityDescriptor { name: GUEST_CAPABILITY.try_into().unwrap(), object: ObjectDescriptor::Guest };
     ServiceDescriptor {
         name: "health".try_into().unwrap(),
         priority: 8,
@@ -42,7 +55,7 @@ fn service() -> ServiceDescriptor {
         restart_period_ms: 10_000,
         beat_ms: 500,
         rights: RIGHT_INSPECT,
-        capabilities: heapless::Vec::from_array([capability]),
+        capabilities: [capability, guest].into_iter().collect(),
     }
 }
 
@@ -154,7 +167,7 @@ fn the_refusal_names_what_is_wrong() {
     assert_eq!(with(&damaged, elf), ImageError::Damaged(name("health")));
 
     let mut other = good();
-    other[7] = b'2';
+    other[7] = b'1';
     assert_eq!(with(&other, read).unwrap_err(), ImageError::NotAnImage);
 
     let mut table = good();
@@ -215,4 +228,87 @@ fn nothing_forged_panics() {
         let noise: Vec<u8> = (0..random.random_range(0..200)).map(|_| random.random()).collect();
         drop(with(&[&MAGIC[..], &noise].concat(), read));
     }
+}
+
+/// The pages of a blob with this file.
+fn blob(file: &[u8]) -> Vec<u8> {
+    let (bytes, crc) = (file.len() as u64, crc32fast::hash(file));
+    let mut pages = BlobHeader { magic: BLOB_MAGIC, bytes, crc, reserved: 0 }.as_bytes().to_vec();
+    pages.resize(BLOB_CONTENTS, 0);
+    pages.extend_from_slice(file);
+    pages.resize(pages.len().next_multiple_of(PAGE_SIZE), 0);
+    pages
+}
+
+/// An image of one blob, at an offset.
+fn image_of_blob(pages: &[u8], offset: usize) -> Vec<u8> {
+    let crc = crc32fast::hash(&pages[..PAGE_SIZE.min(pages.len())]);
+    let (kind, length) = (EntryKind::Blob as u32, pages.len() as u64);
+    let entry = Entry { name: name("guest-kernel"), kind, crc, offset: offset as u64, length };
+    let total_bytes = (offset + pages.len()) as u64;
+    let table_crc = crc32fast::hash(entry.as_bytes());
+    let header = Header { magic: MAGIC, total_bytes, entry_count: 1, table_crc };
+    let mut image = [header.as_bytes(), entry.as_bytes()].concat();
+    image.resize(offset, 0);
+    image.extend_from_slice(pages);
+    image
+}
+
+#[repr(align(16))]
+struct AlignedPages([u8; 8 * PAGE_SIZE]);
+
+fn read_blob(image: &[u8]) -> Result<Vec<u8>, ImageError> {
+    let mut memory = AlignedPages([0; 8 * PAGE_SIZE]);
+    memory.0[..image.len()].copy_from_slice(image);
+    Image::parse(&memory.0[..image.len()])?.blob(name("guest-kernel")).map(<[u8]>::to_vec)
+}
+
+#[test]
+fn a_blob_is_read_as_its_pages() {
+    for bytes in [0_usize, 1, 4095, 4096, 4097, 9000] {
+        let pages = blob(&[7; 9000][..bytes]);
+        assert_eq!(pages.len(), PAGE_SIZE + bytes.next_multiple_of(PAGE_SIZE));
+        assert_eq!(read_blob(&image_of_blob(&pages, PAGE_SIZE)), Ok(pages));
+    }
+    let missing = with(&good(), |image| Image::parse(image).unwrap().blob(name("health")).map(<[u8]>::len));
+    assert_eq!(missing, Err(ImageError::Missing(EntryKind::Blob, name("health"))));
+}
+
+#[test]
+fn of_a_blob_the_first_page_alone_is_checked() {
+    let sound = image_of_blob(&blob(&[7; 5000]), PAGE_SIZE);
+    for at in [PAGE_SIZE, PAGE_SIZE + 8, 2 * PAGE_SIZE - 1] {
+        let mut damaged = sound.clone();
+        damaged[at] ^= 0x10;
+        assert_eq!(read_blob(&damaged), Err(ImageError::Damaged(name("guest-kernel"))), "{at}");
+    }
+    for at in [2 * PAGE_SIZE, sound.len() - 1] {
+        let mut damaged = sound.clone();
+        damaged[at] ^= 0x10;
+        assert!(read_blob(&damaged).is_ok(), "{at}");
+    }
+}
+
+#[test]
+fn a_malformed_blob_is_refused() {
+    let bad = Err(ImageError::BadBlob(name("guest-kernel")));
+    let pages = blob(&[7; 5000]);
+    assert_eq!(read_blob(&image_of_blob(&pages, PAGE_SIZE + 16)), bad, "not at a page");
+    assert_eq!(read_blob(&image_of_blob(&pages[..pages.len() - 16], PAGE_SIZE)), bad, "not whole pages");
+    assert_eq!(read_blob(&image_of_blob(&pages[..2 * PAGE_SIZE], PAGE_SIZE)), bad, "a page too few");
+    assert_eq!(
+        read_blob(&image_of_blob(&[&pages[..], &[0; PAGE_SIZE]].concat(), PAGE_SIZE)),
+        bad,
+        "one more"
+    );
+    assert_eq!(read_blob(&image_of_blob(&[], PAGE_SIZE)), bad, "nothing");
+    assert_eq!(read_blob(&image_of_blob(&pages[..16], PAGE_SIZE)), bad, "half a header");
+    for bytes in [0, 4096, 8193, u64::MAX, u64::MAX - 4096] {
+        let mut pages = pages.clone();
+        pages[8..16].copy_from_slice(&bytes.to_le_bytes());
+        assert_eq!(read_blob(&image_of_blob(&pages, PAGE_SIZE)), bad, "{bytes}");
+    }
+    let mut foreign = pages;
+    foreign[0] = b'u';
+    assert_eq!(read_blob(&image_of_blob(&foreign, PAGE_SIZE)), bad);
 }

@@ -3,7 +3,7 @@
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
 
-use crate::abi::{MAX_CORES, MAX_SERVICES, ServiceState};
+use crate::abi::{MAX_CORES, MAX_SERVICES, ServiceState, VcpuActivity};
 use crate::image::NameString;
 
 crate::interface! {
@@ -13,6 +13,8 @@ crate::interface! {
         control node() -> NodeReport = 1;
         /// Every service, in the order of their numbers.
         control services() -> Services = 2;
+        /// The vCPU with this number; `None` past the last, and when the node has no guest.
+        control vcpu(u8) -> Option<VcpuHealth> = 3;
     }
 }
 
@@ -63,4 +65,46 @@ enum State {
     Reloading,
     Ready,
     Down,
+}
+
+/// One vCPU. Totals are since the kernel's start and over all guests; rates are per second over the server's last
+/// period of observation.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct VcpuHealth {
+    /// What it does now.
+    #[serde(with = "Activity")]
+    pub activity: VcpuActivity,
+    /// The core that it has.
+    pub core: u16,
+    /// How long it ran, with the services that worked for it, in permille of one core.
+    pub load_permille: u16,
+    /// How long it was ready and another ran, in permille of the time.
+    pub steal_permille: u16,
+    /// Exits that its platform was asked about.
+    pub exits: Count,
+    /// Misses in guest memory that its owner was asked about.
+    pub faults: Count,
+    /// Halts; the total is modulo 2^32.
+    pub halts: Count,
+    /// How long it was ready and another ran, in milliseconds.
+    pub steal_ms: u64,
+}
+
+/// How often something happened.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Count {
+    /// In all.
+    pub total: u64,
+    /// In a second.
+    pub per_second: u32,
+}
+
+/// [`VcpuActivity`] as serde sees it.
+#[derive(Deserialize, Serialize)]
+#[serde(remote = "VcpuActivity")]
+enum Activity {
+    Stopped,
+    Running,
+    Halted,
+    AtExit,
 }

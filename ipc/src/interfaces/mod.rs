@@ -7,6 +7,7 @@
 //! | 3 | [`ept`] | ept |
 //! | 4 | [`interconnect`] | interconnect |
 //! | 5 | [`scheduler`] | scheduler |
+//! | 6 | [`vmm`] | vmm |
 //!
 //! Loads are in permille of one core over the server's last period of observation.
 
@@ -15,6 +16,7 @@ pub mod health;
 pub mod interconnect;
 pub mod scheduler;
 pub mod supervisor;
+pub mod vmm;
 
 #[cfg(test)]
 mod tests;

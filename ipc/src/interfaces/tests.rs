@@ -5,8 +5,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{ept, health, interconnect, scheduler, supervisor};
-use crate::abi::{FaultCause, MAX_MESSAGE_BYTES, MAX_NAME_BYTES, ServiceState};
+use super::{ept, health, interconnect, scheduler, supervisor, vmm};
+use crate::abi::{FaultCause, MAX_MESSAGE_BYTES, MAX_NAME_BYTES, ServiceState, VcpuActivity};
 use crate::interface::are_distinct;
 
 /// Asserts that the largest value of a type fits a message page, survives it, and that no damage to it panics.
@@ -68,7 +68,38 @@ fn the_largest_messages_fit_a_page() {
         calls_served: u64::MAX,
     };
     holds(&health::Services::from_array([(); 32].map(|()| service.clone())));
+    let most = health::Count { total: u64::MAX, per_second: u32::MAX };
+    holds(&Some(health::VcpuHealth {
+        activity: VcpuActivity::AtExit,
+        core: u16::MAX,
+        load_permille: u16::MAX,
+        steal_permille: u16::MAX,
+        exits: most,
+        faults: most,
+        halts: most,
+        steal_ms: u64::MAX,
+    }));
     holds(&ept::Memory { frames_total: u64::MAX, frames_free: u64::MAX });
+    let all = u64::MAX;
+    holds(&Some(ept::Counters {
+        pages: all,
+        zero_pages: all,
+        frames: ept::Frames { total: all, used: all, reserved: all },
+        ranges: ept::Ranges { reserved: all, large: all, broken: all, not_promoted: all },
+        faults: ept::Faults {
+            read_dormant: all,
+            write_dormant: all,
+            upgrade: all,
+            spurious: all,
+            outside: all,
+            out_of_memory: all,
+            not_mapped: all,
+            stopping: all,
+            of_window: all,
+            around_pages: all,
+        },
+    }));
+    holds(&vmm::GuestStatus { running: true, starts: u64::MAX, last_end: name() });
     let traffic = interconnect::Traffic { frames: u64::MAX, bytes: u64::MAX };
     holds(&Some(interconnect::Counters {
         mac: [255; 6],
@@ -107,6 +138,8 @@ fn the_largest_messages_fit_a_page() {
     }));
     let core = scheduler::CoreLoad { load_permille: u16::MAX, switches: u64::MAX, interrupts: u64::MAX };
     holds(&scheduler::Cores::from_array([core; 64]));
+    let vcpu = scheduler::VcpuLoad { core: u16::MAX, load_permille: u16::MAX, steal_permille: u16::MAX };
+    holds(&scheduler::Vcpus::from_array([vcpu; 64]));
 }
 
 #[test]
@@ -130,6 +163,23 @@ fn causes_and_states_keep_their_numbers() {
         let mut buffer = [0; 32];
         assert_eq!(postcard::to_slice(&service, &mut buffer).unwrap()[1], number);
     }
+    let activities =
+        [VcpuActivity::Stopped, VcpuActivity::Running, VcpuActivity::Halted, VcpuActivity::AtExit];
+    for (number, activity) in (0..).zip(activities) {
+        assert_eq!(activity as u8, number);
+        let vcpu = health::VcpuHealth {
+            activity,
+            core: 0,
+            load_permille: 0,
+            steal_permille: 0,
+            exits: health::Count::default(),
+            faults: health::Count::default(),
+            halts: health::Count::default(),
+            steal_ms: 0,
+        };
+        let mut buffer = [0; 32];
+        assert_eq!(postcard::to_slice(&vcpu, &mut buffer).unwrap()[0], number);
+    }
 }
 
 #[test]
@@ -139,6 +189,7 @@ fn interfaces_have_numbers_of_their_own() {
         health::INTERFACE,
         ept::INTERFACE,
         interconnect::INTERFACE,
-        scheduler::INTERFACE
+        scheduler::INTERFACE,
+        vmm::INTERFACE,
     ]));
 }

@@ -1,0 +1,62 @@
+//! What the guest is to be: the parts of the boot module that xtask makes for the vmm service.
+//!
+//! Each is a blob of the image ([`crate::image::EntryKind::Blob`]) that the service finds as a read-only region of the same
+//! name: a page of 4 KiB with a [`BlobHeader`], then the contents.
+
+use heapless::String;
+use serde::{Deserialize, Serialize};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// The blob that holds a [`GuestConfig`], as postcard.
+pub const CONFIG_BLOB: &str = "guest-config";
+/// The blob that holds the guest's kernel, a bzImage.
+pub const KERNEL_BLOB: &str = "guest-kernel";
+/// The blob that holds the guest's initrd; absent when there is none.
+pub const INITRD_BLOB: &str = "guest-initrd";
+/// The longest command line in bytes; what Linux takes on x86 (COMMAND_LINE_SIZE less the final zero).
+pub const MAX_COMMAND_LINE: usize = 2047;
+
+/// The first bytes of a blob's region.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct BlobHeader {
+    /// [`BLOB_MAGIC`].
+    pub magic: u64,
+    /// Bytes of contents, from offset 4,096 on.
+    pub bytes: u64,
+    /// CRC-32 (IEEE) of the contents.
+    pub crc: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// "UNUMBLOB".
+pub const BLOB_MAGIC: u64 = u64::from_le_bytes(*b"UNUMBLOB");
+/// Where a blob's contents begin in its region.
+pub const BLOB_CONTENTS: usize = 4096;
+
+/// The guest.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct GuestConfig {
+    /// Virtual processors.
+    pub vcpus: u8,
+    /// Pages of memory.
+    pub pages: u64,
+    /// Linux's command line.
+    pub command_line: String<MAX_COMMAND_LINE>,
+    /// Whether the walk cache is on.
+    pub walk_cache: bool,
+    /// What to do when the guest ends.
+    pub at_end: AtEnd,
+}
+
+/// What is done when the guest has ended by itself.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum AtEnd {
+    /// The node is powered off.
+    PowerOff,
+    /// Nothing: the node waits for the next start ([`crate::interfaces`]'s vmm).
+    Stay,
+    /// The guest is started again, so many times in all; then the node is powered off.
+    Again(u32),
+}
