@@ -12,6 +12,11 @@ pub struct PhysAddr(pub u64);
 #[repr(transparent)]
 pub struct VirtAddr(pub u64);
 
+/// A physical address of the guest.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+#[repr(transparent)]
+pub struct GuestPhysAddr(pub u64);
+
 /// The number of a 4 KiB page frame of the node.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 #[repr(transparent)]

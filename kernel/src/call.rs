@@ -14,7 +14,7 @@ use crate::ids::{CoreId, ServiceId, ThreadId};
 use crate::machine::Machine;
 use crate::service::{Object, Serving};
 use crate::state::State;
-use crate::thread::{Queued, Thread, ThreadState};
+use crate::thread::{Maker, Queued, Thread, ThreadState};
 
 impl State {
     /// The way that nearly every call takes: the handle is current, a server thread waits, and it runs on its caller's
@@ -76,7 +76,21 @@ impl State {
         }
         let caller = &mut self.threads[id.index()];
         caller.token = caller.token.next();
-        self.start_wait(m, core, id, deadline);
+        self.watch(m, core, id, deadline);
+        self.queue_call(m, core, id, server_id);
+        self.reschedule(m, core);
+        Ok(())
+    }
+
+    /// The current thread's call waits for a thread of the service, or is with one that has its own time.
+    pub(crate) fn queue_call<M: Machine>(
+        &mut self,
+        m: &mut M,
+        core: CoreId,
+        id: ThreadId,
+        server_id: ServiceId,
+    ) {
+        self.leave_core(m.now(), core);
         let server = &mut self.services[server_id.index()];
         if server.receivers == 0 {
             server.callers |= 1 << id.index();
@@ -90,12 +104,10 @@ impl State {
             self.deliver(m, id, thread);
             self.make_ready(m, core, thread, Outcome::Message as u64);
         }
-        self.reschedule(m, core);
-        Ok(())
     }
 
     /// Lends the context that `caller` runs on to `server`.
-    fn lend(&mut self, caller: ThreadId, server: ThreadId) {
+    pub(crate) fn lend(&mut self, caller: ThreadId, server: ThreadId) {
         let context = self.threads[caller.index()].on;
         self.threads[caller.index()].lent_to = Some(server);
         let thread = &mut self.threads[server.index()];
@@ -105,9 +117,16 @@ impl State {
     }
 
     /// Puts a caller's message into the registers and message page of a server thread, which is then ready.
-    fn deliver<M: Machine>(&mut self, m: &mut M, caller: ThreadId, server: ThreadId) {
+    pub(crate) fn deliver<M: Machine>(&mut self, m: &mut M, caller: ThreadId, server: ThreadId) {
         if let Some([from, to]) = self.threads.pair_mut(caller.index(), server.index()) {
             to.context.registers.rdi = from.token.0;
+            if from.maker != Maker::Thread {
+                (to.state, to.deadline) = (ThreadState::Ready, NEVER);
+                let ((label, words), registers) = (from.kernel_message, &mut to.context.registers);
+                (registers.rax, registers.rsi) = (Outcome::Message as u64, label.0);
+                [registers.rdx, registers.r8, registers.r9, registers.r10] = words;
+                return;
+            }
             transfer(m, from, to, Label(from.context.registers.rsi));
         }
     }
@@ -143,6 +162,9 @@ impl State {
         let [to, from] = self.threads.pair_mut(caller.index(), id.index())?;
         if !ready || to.token != token {
             return None;
+        }
+        if to.maker != Maker::Thread {
+            return self.fast_resume(m, core, id, caller);
         }
         service.receivers |= from.slot_bit;
         from.state = ThreadState::Receiving { mask };
@@ -182,11 +204,16 @@ impl State {
     /// Replies when the server goes on by itself: the caller gets its context back and is queued.
     fn finish_call<M: Machine>(&mut self, m: &mut M, core: CoreId, server: ThreadId, caller: ThreadId) {
         self.take_back_context(m, core, caller);
-        if let Some([to, from]) = self.threads.pair_mut(caller.index(), server.index()) {
+        if self.threads[caller.index()].maker != Maker::Thread {
+            let label = Label(self.threads[server.index()].context.registers.rsi);
+            self.end_kernel_call(m, core, caller, label);
+        } else if let Some([to, from]) = self.threads.pair_mut(caller.index(), server.index()) {
             transfer(m, from, to, Label(from.context.registers.rsi));
             to.activation = 0;
         }
-        self.enqueue(m, core, caller, End::Front);
+        if self.threads[caller.index()].state == ThreadState::Ready {
+            self.enqueue(m, core, caller, End::Front);
+        }
     }
 
     /// [`ipc::abi::Syscall::Reply`].

@@ -4,7 +4,7 @@ use core::mem::offset_of;
 
 use ipc::abi::UserRegisters;
 
-/// How a thread goes back to ring 3.
+/// How a thread goes back to ring 3 or guest mode.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[repr(u64)]
 pub enum Return {
@@ -13,6 +13,8 @@ pub enum Return {
     Syscall = 0,
     /// By `IRET`, with every register and the FPU as they were: it was interrupted, or starts.
     Full = 1,
+    /// By `VMRUN`: it is a vCPU.
+    Guest = 3,
 }
 
 /// The FPU and SSE state in FXSAVE's format (AMD APM 2, 11.4.4). Services are built for the x86-64 baseline and
@@ -41,12 +43,16 @@ pub struct UserContext {
     pub registers: UserRegisters,
     /// How it goes on.
     pub resume: Return,
-    /// FPU state; what it says counts only with [`Return::Full`].
+    /// Physical address of the block that `VMRUN` takes, for a vCPU. That block has its RAX, RSP, RIP and RFLAGS.
+    pub control_block: u64,
+    /// FPU state; what it says does not count with [`Return::Syscall`].
     pub fpu: FpuState,
 }
 
 /// Offset of [`UserContext::resume`].
 pub const RESUME_OFFSET: usize = offset_of!(UserContext, resume);
+/// Offset of [`UserContext::control_block`].
+pub const CONTROL_BLOCK_OFFSET: usize = offset_of!(UserContext, control_block);
 /// Offset of [`UserContext::fpu`].
 pub const FPU_OFFSET: usize = offset_of!(UserContext, fpu);
 
@@ -65,8 +71,28 @@ impl UserContext {
             rflags: RFLAGS_USER,
             ..UserRegisters::ZERO
         };
-        Self { registers, resume: Return::Full, fpu: FpuState::INITIAL }
+        Self { registers, resume: Return::Full, control_block: 0, fpu: FpuState::INITIAL }
     }
+}
+
+/// What else of a vCPU's a core holds and `VMRUN` does not switch.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Extended {
+    /// XSAVE's standard format (AMD APM 2, 11.5.8); only the components beyond x87 and SSE count.
+    pub area: [u8; EXTENDED_BYTES],
+    /// The extended control register 0.
+    pub xcr0: u64,
+    /// DR0 to DR3.
+    pub breakpoints: [u64; 4],
+}
+
+/// Bytes of an XSAVE area with AVX-512 and protection keys.
+pub const EXTENDED_BYTES: usize = 2752;
+
+impl Extended {
+    /// As after a reset.
+    pub const INITIAL: Self = Self { area: [0; EXTENDED_BYTES], xcr0: 1, breakpoints: [0; 4] };
 }
 
 /// RFLAGS in ring 3: bit 1, which is always set, and IF.

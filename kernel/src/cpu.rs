@@ -3,7 +3,7 @@
 use ipc::abi::{NEVER, PRIORITIES};
 
 use crate::address::PhysAddr;
-use crate::ids::ThreadId;
+use crate::ids::{ThreadId, VcpuId};
 use crate::thread::{Queued, Thread};
 
 const _: () = assert!(PRIORITIES <= 16, "a run queue keeps a 16-bit set");
@@ -105,6 +105,12 @@ pub struct Core {
     pub space: PhysAddr,
     /// What is ready.
     pub queue: RunQueue,
+    /// The vCPU whose [`crate::context::Extended`] state this core has.
+    pub extended: Option<VcpuId>,
+    /// The vCPU whose translations this core's TLB may have, and the generation of guest memory they are of.
+    pub translations: Option<(VcpuId, u64)>,
+    /// The generation of guest memory that the window was last flushed at.
+    pub window_generation: u64,
     /// Since when time was not charged.
     pub since: u64,
     /// `switches` then.
@@ -133,6 +139,9 @@ impl Core {
             current: None,
             space: PhysAddr(0),
             queue: RunQueue::empty(),
+            extended: None,
+            translations: None,
+            window_generation: 0,
             since: 0,
             switches_since: 0,
             turn_end: 0,

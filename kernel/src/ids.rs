@@ -3,10 +3,12 @@
 use core::num::NonZeroU8;
 
 use ipc::abi::{MAX_CORES, MAX_SERVICES, MAX_THREADS};
+use ipc::vcpu::MAX_VCPUS;
 
 const _: () = assert!(MAX_THREADS.is_power_of_two() && MAX_THREADS <= 128);
 const _: () = assert!(MAX_SERVICES.is_power_of_two());
 const _: () = assert!(MAX_CORES.is_power_of_two());
+const _: () = assert!(MAX_VCPUS.is_power_of_two());
 
 /// A thread's number on this node. Kept plus one, so that an `Option` of it is a byte.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -71,4 +73,9 @@ number!(
     /// A core's number, in the order in which the cores were found; 0 booted the node.
     CoreId,
     MAX_CORES
+);
+number!(
+    /// A virtual processor's number in its guest, as far as it is on this node.
+    VcpuId,
+    MAX_VCPUS
 );

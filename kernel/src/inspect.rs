@@ -2,7 +2,7 @@
 
 use ipc::abi::{Error, Inspect, MAX_NAME_BYTES};
 
-use crate::ids::{CoreId, ThreadId};
+use crate::ids::{CoreId, ThreadId, VcpuId};
 use crate::state::State;
 use crate::thread::ThreadState;
 
@@ -19,6 +19,7 @@ impl State {
         let limit = match item {
             Inspect::Core | Inspect::Log => self.cores.len(),
             Inspect::Service | Inspect::ServiceName => self.services.len(),
+            Inspect::Vcpu | Inspect::VcpuTime => self.vcpus.len(),
             Inspect::Node | Inspect::Calls | Inspect::Boot => 1,
         };
         if index >= limit {
@@ -50,6 +51,18 @@ impl State {
                 let limit = u64::from(service.restart_limit) | u64::from(service.restart_period_ms) << 32;
                 let [first, second] = halves.map(u64::from_le_bytes);
                 [first, second, limit, u64::from(service.beat_ms)]
+            }
+            Inspect::Vcpu => {
+                let vcpu = &self.vcpus[index];
+                let (id, counters) = (vcpu.thread, &vcpu.counters);
+                let activity = self.activity(VcpuId::from_index(index)) as u64;
+                let thread = &self.threads[id.index()];
+                let state = u64::from(thread.core.0) | activity << 16 | counters.halts << 32;
+                [thread.run_time, counters.exits, counters.faults, state]
+            }
+            Inspect::VcpuTime => {
+                let counters = &self.vcpus[index].counters;
+                [counters.steal, counters.kicks, counters.entries, 0]
             }
             Inspect::Node => {
                 [self.node.frames, self.node.frames_free, self.cores.len() as u64, self.node.tsc_hz]

@@ -14,6 +14,7 @@ pub mod cpu;
 pub mod devices;
 pub mod elf;
 pub mod frames;
+pub mod guest;
 pub mod ids;
 pub mod inspect;
 pub mod interrupts;
@@ -28,13 +29,19 @@ pub mod physical;
 pub mod pvh;
 pub mod service;
 pub mod state;
+pub mod svm;
 pub mod syscall;
 pub mod table;
 pub mod thread;
+pub mod vcpu;
 
+#[cfg(test)]
+mod guest_tests;
 #[cfg(test)]
 mod load_tests;
 #[cfg(test)]
 mod state_tests;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod vcpu_tests;

@@ -14,11 +14,11 @@ use zerocopy::FromZeros;
 
 use crate::address::{PhysAddr, VirtAddr};
 use crate::context::UserContext;
-use crate::ids::{CoreId, ServiceId, ThreadId};
+use crate::ids::{CoreId, ServiceId, ThreadId, VcpuId};
 use crate::machine::Machine;
 use crate::service::{OnRestart, ReloadCursor};
 use crate::state::State;
-use crate::thread::{Links, ThreadState};
+use crate::thread::{Links, Maker, ThreadState};
 
 /// Bytes that one [`ServiceOperation::Reload`] restores at most.
 pub const RELOAD_STEP: u64 = 64 * 1024;
@@ -41,7 +41,9 @@ impl State {
     ) {
         let Some(id) = self.cores[core.index()].current else { return };
         let thread = &self.threads[id.index()];
-        if thread.state == ThreadState::Ready {
+        let ready = thread.state == ThreadState::Ready && thread.vcpu.is_none();
+        if ready && (vector != PAGE_FAULT || !self.window_fault(m, core, id, error_code, address)) {
+            let thread = &self.threads[id.index()];
             let service = &self.services[thread.service.index()];
             let cause = if vector != PAGE_FAULT {
                 FaultCause::Exception
@@ -98,6 +100,9 @@ impl State {
         for id in self.services[target.index()].thread_ids() {
             self.stop_thread(m, core, id);
         }
+        if self.guest.as_ref().is_some_and(|guest| guest.platform == target) {
+            (0..self.vcpus.len()).for_each(|index| self.stop_vcpu(m, core, VcpuId::from_index(index)));
+        }
         let supervises = |s: &crate::service::Service| s.rights & RIGHT_SUPERVISE != 0;
         if supervises(&self.services[target.index()]) {
             self.restart_supervisor(m, core, target);
@@ -126,7 +131,7 @@ impl State {
     }
 
     /// Ends a thread of a service that stops. It serves nobody any more.
-    fn stop_thread<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId) {
+    pub(crate) fn stop_thread<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId) {
         match self.threads[id.index()].state {
             ThreadState::Sending { server, .. } => {
                 self.services[server.index()].callers &= !(1 << id.index())
@@ -135,6 +140,7 @@ impl State {
             ThreadState::Unused
             | ThreadState::Ready
             | ThreadState::Receiving { .. }
+            | ThreadState::Halted
             | ThreadState::Futex { .. } => {}
         }
         // Its callers took their contexts back, so it is on its own.
@@ -143,6 +149,7 @@ impl State {
         let thread = &mut self.threads[id.index()];
         thread.state = ThreadState::Unused;
         thread.deadline = NEVER;
+        thread.maker = Maker::Thread;
         thread.links = Links::default();
         match self.core_running(id) {
             Some(here) if here == core => self.leave_core(m.now(), core),

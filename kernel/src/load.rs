@@ -7,31 +7,38 @@ use core::fmt;
 
 use heapless::Vec;
 use ipc::abi::{
-    CapabilityKind, ENTRY_KEPT, ENTRY_WRITABLE, HEAP_BASE, Handle, MAX_CAPABILITIES, MAX_REGIONS,
+    CapabilityKind, ENTRY_CONSTANT, ENTRY_KEPT, ENTRY_WRITABLE, HEAP_BASE, Handle, MAX_CAPABILITIES, MAX_REGIONS,
     MAX_STACK_BYTES, MAX_THREADS_PER_SERVICE, Name, PAGE_SIZE, PRIORITIES, REGION_BASE, START_MAGIC,
     START_PAGE, ServiceState, StartEntry, StartPage, USER_BITS, USER_END, message_page, stack_top,
 };
 use ipc::image::{
-    CapabilityDescriptor, DEVICE_WINDOW_BYTES, DeviceDescriptor, Image, ImageError, MAX_DEVICES,
+    CapabilityDescriptor, DEVICE_WINDOW_BYTES, DeviceDescriptor, GuestDescriptor, Image, ImageError, MAX_DEVICES,
     ObjectDescriptor, RIGHT_SUPERVISE, RegionDescriptor, RegionKind, ServiceDescriptor, SystemDescriptor,
 };
+use ipc::vcpu::{HIGH_MEMORY_START, MAX_VCPUS, PRIVATE_START, VCPU_PAGES};
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::address::{PhysAddr, VirtAddr};
+use crate::address::{FrameNumber, GuestPhysAddr, PhysAddr, VirtAddr};
 use crate::elf::{Elf, ElfError};
-use crate::frames::{Frames, NoMemory};
-use crate::ids::{CoreId, ServiceId, ThreadId};
+use crate::frames::{FrameRange, Frames, NoMemory};
+use crate::guest::{Guest, MAX_RUNS, TableStock, Tables, ranges, tables_needed};
+use crate::ids::{CoreId, ServiceId, ThreadId, VcpuId};
 use crate::interrupts::InterruptLine;
 use crate::lifecycle::{restore, slot_number};
 use crate::machine::{Machine, PciAddress, Trigger};
+use crate::paging::PageTable;
 use crate::paging::host::{Access, Cache, HostAttributes, Owner};
+use crate::paging::npt::NptFormat;
 use crate::service::{Mapping, Object, OnRestart, Service, Serving};
 use crate::state::State;
+use crate::svm::Features;
 use crate::thread::Thread;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// DMA regions lie below this, so that a device with 32 address bits reaches them.
 const DMA_END: PhysAddr = PhysAddr(1 << 32);
+/// Pages of 4 KiB in one of 2 MiB.
+const LARGE_PAGES: u64 = 512;
 /// Distance between two BARs of a device in its driver's address space.
 const BAR_STRIDE: u64 = DEVICE_WINDOW_BYTES / 8;
 
@@ -49,6 +56,8 @@ pub trait Spaces {
         pages: u64,
         with: HostAttributes,
     ) -> Option<()>;
+    /// Makes guest memory, by the second table of its nested tree, a part of an address space.
+    fn link_window(&mut self, frames: &mut Frames, root: PhysAddr, table: FrameNumber);
 }
 
 /// A memory BAR of a device.
@@ -110,6 +119,15 @@ pub struct Routes {
     pub pins: Vec<PinRoute, 32>,
 }
 
+/// What a guest needs of the processor.
+#[derive(Clone, Copy, Debug)]
+pub struct Virtualization {
+    /// What it offers.
+    pub features: Features,
+    /// The permission maps of ports and of model-specific registers.
+    pub permission_maps: [PhysAddr; 2],
+}
+
 /// What the loader needs to know of the node.
 pub struct Platform<'a> {
     /// TSC ticks per second.
@@ -120,6 +138,8 @@ pub struct Platform<'a> {
     pub node: u64,
     /// Where the boot module lies.
     pub module: PhysAddr,
+    /// What a guest needs of the processor; `None` when this node cannot run one.
+    pub virtualization: Option<Virtualization>,
     /// For each device of the system descriptor, the function found.
     pub devices: &'a Vec<Option<Device>, MAX_DEVICES>,
     /// The global system interrupt and trigger of an ISA line.
@@ -139,6 +159,8 @@ pub enum LoadError {
     CannotMap(Name),
     /// A number in a service's descriptor is out of its range.
     OutOfRange(Name, &'static str),
+    /// The boot loader put the module not at a page's start.
+    Unaligned,
     /// A table of the kernel's is full at this service.
     TooMany(Name, &'static str),
 }
@@ -151,6 +173,7 @@ impl fmt::Display for LoadError {
             Self::NoMemory(name, error) => write!(f, "'{name}': {error}"),
             Self::CannotMap(name) => write!(f, "service '{name}': its memory overlaps or cannot be mapped"),
             Self::OutOfRange(name, what) => write!(f, "service '{name}': {what} is out of range"),
+            Self::Unaligned => f.write_str("the boot loader did not load the module at a page's start"),
             Self::TooMany(name, what) => write!(f, "service '{name}': too many {what}"),
         }
     }
@@ -194,16 +217,23 @@ pub fn load<M: Machine, S: Spaces>(
     for descriptor in &system.regions {
         let name = name_of(&descriptor.name);
         let below = (descriptor.kind == RegionKind::Dma).then_some(DMA_END);
-        let physical = take(m, frames, name, u64::from(descriptor.pages), below)?;
+        let physical = match descriptor.kind {
+            RegionKind::Blob => blob(image, platform, name, descriptor.pages)?,
+            _ => take(m, frames, name, u64::from(descriptor.pages), below)?,
+        };
         regions.push(Region { descriptor, physical }).map_err(|_| LoadError::TooMany(name, "regions"))?;
     }
     let (routes, regions) = (Routes::default(), &regions);
-    let mut loader = Loader { state, m, spaces, frames, image, platform, regions, routes };
+    let guest = system.guest.as_ref();
+    let mut loader = Loader { state, m, spaces, frames, image, platform, regions, guest, routes };
     for entry in image.services() {
         let descriptor = image.service(entry)?;
         let name = name_of(&descriptor.name);
         check(&descriptor, name, platform, system)?;
         loader.service(name, &descriptor)?;
+    }
+    if let (Some(guest), Some(with)) = (&system.guest, platform.virtualization) {
+        loader.guest(guest, with)?;
     }
     let routes = loader.routes;
     state.node.frames = frames.total();
@@ -212,6 +242,21 @@ pub fn load<M: Machine, S: Spaces>(
         state.start(m, CoreId(0), ServiceId::from_index(index));
     }
     Ok(routes)
+}
+
+/// Where a blob lies in the module.
+fn blob(
+    image: &Image<'_>,
+    platform: &Platform<'_>,
+    name: Name,
+    pages: u32,
+) -> Result<PhysAddr, LoadError> {
+    let contents = image.blob(name)?;
+    if contents.len() as u64 != u64::from(pages) * PAGE {
+        return Err(LoadError::OutOfRange(name, "a blob's size"));
+    }
+    let at = PhysAddr(platform.module.0 + image.offset_of(contents) as u64);
+    if at.0.is_multiple_of(PAGE) { Ok(at) } else { Err(LoadError::Unaligned) }
 }
 
 /// Refuses numbers that the kernel would have to trust later.
@@ -254,6 +299,9 @@ fn check(
                     && address >= REGION_BASE
                     && address.is_multiple_of(PAGE)
             }
+            ObjectDescriptor::Guest => system.guest.is_some_and(|guest| {
+                [guest.platform, guest.memory, guest.placement].into_iter().all(known)
+            }),
             ObjectDescriptor::Interrupt { line, bits } => line < 16 && free(bits),
             ObjectDescriptor::Ports { first, count } => count > 0 && first.checked_add(count - 1).is_some(),
             ObjectDescriptor::Device { device, address, first_bit } => {
@@ -280,6 +328,7 @@ struct Loader<'a, 'b, M, S> {
     image: &'a Image<'b>,
     platform: &'a Platform<'a>,
     regions: &'a Vec<Region<'a>, MAX_REGIONS>,
+    guest: Option<&'a GuestDescriptor>,
     routes: Routes,
 }
 
@@ -447,6 +496,14 @@ impl<M: Machine, S: Spaces> Loader<'_, '_, M, S> {
                 let route = PinRoute { line, gsi, vector, core: draft.core };
                 self.routes.pins.push(route).map_err(|_| LoadError::TooMany(draft.service.name, "interrupts"))
             }
+            ObjectDescriptor::Guest => {
+                let (Some(guest), Some(_)) = (self.guest, self.platform.virtualization) else { return Ok(()) };
+                let bits = u64::from(guest.vcpus) | u64::from(guest.private_pages) << 32;
+                let (address, length) = (pool_frames(guest), guest.pages);
+                let index = u16::from(guest.platform);
+                let entry = StartEntry { address, length, bits, index, ..entry(CapabilityKind::Guest) };
+                draft.grant(Object::Guest, entry)
+            }
             ObjectDescriptor::Ports { first, count } => {
                 let (address, length) = (u64::from(first), u64::from(count));
                 let entry = StartEntry { address, length, ..entry(CapabilityKind::Ports) };
@@ -493,7 +550,11 @@ impl<M: Machine, S: Spaces> Loader<'_, '_, M, S> {
             RegionKind::Private => (OnRestart::ZEROS, 0),
             RegionKind::Kept => (OnRestart::Keep, ENTRY_KEPT),
             RegionKind::Shared | RegionKind::Dma => (OnRestart::Keep, 0),
+            RegionKind::Blob => (OnRestart::Keep, ENTRY_CONSTANT),
         };
+        if *kind == RegionKind::Blob && writable != 0 {
+            return Err(LoadError::OutOfRange(draft.service.name, "the right to write a blob"));
+        }
         let bytes = region.bytes();
         let mapping = Mapping { start: VirtAddr(address), bytes, physical, on_restart };
         self.add(&mut draft.service, mapping, user(access))?;
@@ -533,6 +594,100 @@ impl<M: Machine, S: Spaces> Loader<'_, '_, M, S> {
         draft.grant(Object::Interrupt(index), StartEntry { bits, ..entry })?;
         Ok(vector)
     }
+}
+
+impl<M: Machine, S: Spaces> Loader<'_, '_, M, S> {
+    /// Makes the guest: its memory, dormant, and its vCPUs, stopped.
+    fn guest(&mut self, guest: &GuestDescriptor, with: Virtualization) -> Result<(), LoadError> {
+        let platform = ServiceId(guest.platform);
+        let name = self.state.services[platform.index()].name;
+        let out = |what| LoadError::OutOfRange(name, what);
+        let high_end = PRIVATE_START - HIGH_MEMORY_START;
+        if guest.pages == 0 || guest.pages > high_end / PAGE {
+            return Err(out("its guest's memory"));
+        }
+        if guest.vcpus == 0 || usize::from(guest.vcpus) > MAX_VCPUS {
+            return Err(out("its guest's number of vCPUs"));
+        }
+        if usize::from(guest.priority) >= PRIORITIES {
+            return Err(out("its guest's priority"));
+        }
+        let ranges = ranges(guest.pages, guest.private_pages);
+        let tables = tables_needed(&ranges);
+        let at = take(self.m, self.frames, name, tables, None)?;
+        let mut stock =
+            TableStock::new(FrameRange { first: FrameNumber::containing(at), pages: tables });
+        let memory = &mut Tables { m: &mut *self.m, stock: &mut stock };
+        let no_tables = LoadError::CannotMap(name);
+        let nested = PageTable::<NptFormat>::new(memory).ok_or(no_tables)?;
+        let second = nested.second_table(memory, GuestPhysAddr(0)).ok_or(no_tables)?;
+        let root = self.state.services[platform.index()].root;
+        self.spaces.link_window(self.frames, root, second);
+        let pages = take(self.m, self.frames, name, u64::from(guest.vcpus), None)?;
+        let bytes = u64::from(guest.vcpus) * PAGE;
+        let mapping = Mapping {
+            start: VirtAddr(VCPU_PAGES),
+            bytes,
+            physical: pages,
+            on_restart: OnRestart::ZEROS,
+        };
+        let mapped =
+            self.spaces.map(self.frames, root, mapping.start, pages, bytes / PAGE, user(Access::ReadWrite));
+        mapped.ok_or(no_tables)?;
+        let mappings = &mut self.state.services[platform.index()].mappings;
+        mappings.push(mapping).map_err(|_| LoadError::TooMany(name, "pieces of memory"))?;
+        for number in 0..guest.vcpus {
+            let id = ThreadId::from_index(self.state.threads.len());
+            let mut thread = Thread::unused(id);
+            thread.place(id, platform, 0);
+            (thread.slot, thread.slot_bit) = (number, 0);
+            (thread.root, thread.priority) = (root, guest.priority);
+            thread.core = CoreId::from_index(usize::from(number) % self.platform.cores);
+            thread.vcpu = Some(VcpuId(number));
+            thread.message_page = PhysAddr(pages.0 + u64::from(number) * PAGE);
+            let vcpu = &mut self.state.vcpus.push_with(|| LoadError::TooMany(name, "vCPUs"))?;
+            (vcpu.thread, vcpu.page) = (id, thread.message_page);
+            self.state.threads.push(thread).map_err(|_| LoadError::TooMany(name, "vCPUs"))?;
+        }
+        let pool = self.pool(name, pool_frames(guest))?;
+        let permission_maps = with.permission_maps;
+        self.state.guest = Some(Guest {
+            platform,
+            memory: ServiceId(guest.memory),
+            placement: ServiceId(guest.placement),
+            ranges,
+            pool,
+            nested,
+            stock,
+            generation: 0,
+            features: with.features,
+            permission_maps,
+        });
+        Ok(())
+    }
+
+    /// Takes frames for the guest's pages, in as few pieces as there are, each of whole 2 MiB.
+    fn pool(&mut self, name: Name, frames: u64) -> Result<Vec<FrameRange, MAX_RUNS>, LoadError> {
+        let mut pool = Vec::new();
+        let (mut left, mut piece) = (frames, frames);
+        while left > 0 {
+            piece = piece.min(left);
+            match self.frames.allocate(piece, LARGE_PAGES, None) {
+                Ok(run) => {
+                    left -= piece;
+                    pool.push(run).map_err(|_| LoadError::TooMany(name, "pieces of guest memory"))?;
+                }
+                Err(error) if piece <= LARGE_PAGES => return Err(LoadError::NoMemory(name, error)),
+                Err(_) => piece = (piece / 2).next_multiple_of(LARGE_PAGES),
+            }
+        }
+        Ok(pool)
+    }
+}
+
+/// Frames of the guest's pool: one for each of its pages, one for the page of zeros, up to whole 2 MiB.
+const fn pool_frames(guest: &GuestDescriptor) -> u64 {
+    (guest.pages + guest.private_pages as u64 + 1).next_multiple_of(LARGE_PAGES)
 }
 
 /// How a service's memory is mapped.

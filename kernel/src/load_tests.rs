@@ -17,7 +17,7 @@ use ipc::image::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::address::{PhysAddr, VirtAddr};
+use crate::address::{FrameNumber, PhysAddr, VirtAddr};
 use crate::cpu::Core;
 use crate::frames::Frames;
 use crate::ids::{CoreId, ThreadId};
@@ -59,6 +59,8 @@ impl Spaces for FakeSpaces {
         self.mapped.push((root, from.0, end, with));
         Some(())
     }
+
+    fn link_window(&mut self, _: &mut Frames, _: PhysAddr, _: FrameNumber) {}
 }
 
 /// An ELF file with a code segment and a data segment of 2 pages, of which the file fills 5 bytes.
@@ -122,6 +124,7 @@ fn system(services: u8) -> SystemDescriptor {
         }]
         .into_iter()
         .collect(),
+        guest: None,
     }
 }
 
@@ -195,6 +198,7 @@ fn load_image(bytes: &[u8], devices: &[Option<Device>]) -> Loaded {
         cores: 2,
         node: 7,
         module: PhysAddr(MODULE),
+        virtualization: None,
         devices: &devices.iter().cloned().collect(),
         isa: &|line| (u32::from(line) + 100, Trigger::Level),
     };

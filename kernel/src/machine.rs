@@ -3,6 +3,8 @@
 pub use pci::{Address as PciAddress, Width};
 
 use crate::address::PhysAddr;
+use crate::context::Extended;
+use crate::svm::vmcb::Vmcb;
 
 /// How an interrupt line signals.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -41,6 +43,10 @@ pub trait Machine {
     fn write(&mut self, to: PhysAddr, bytes: &[u8]);
     /// Reads an aligned 32-bit word, atomically.
     fn read_u32(&self, from: PhysAddr) -> u32;
+    /// Reads an aligned 64-bit word, atomically.
+    fn read_u64(&self, from: PhysAddr) -> u64;
+    /// Writes an aligned 64-bit word, atomically.
+    fn write_u64(&mut self, to: PhysAddr, value: u64);
     /// Copies physical memory that does not overlap.
     fn copy(&mut self, from: PhysAddr, to: PhysAddr, bytes: usize);
     /// Zeroes physical memory.
@@ -57,6 +63,18 @@ pub trait Machine {
     fn config_read(&mut self, function: PciAddress, offset: u16, width: Width) -> u32;
     /// Writes PCI configuration space, likewise.
     fn config_write(&mut self, function: PciAddress, offset: u16, width: Width, value: u32);
+    /// The physical address of a part of the kernel's state.
+    fn physical_address(&self, block: &Vmcb) -> PhysAddr;
+    /// This core goes to guest mode next.
+    fn begin_guest(&mut self);
+    /// Makes another core leave ring 3 or guest mode, and waits until it is in the kernel or on its way in.
+    fn expel(&mut self, core: usize);
+    /// Saves what a vCPU left in this core.
+    fn save_extended(&mut self, into: &mut Extended);
+    /// Loads it.
+    fn load_extended(&mut self, from: &Extended);
+    /// The node's hardware failed while a vCPU ran. Returns only in tests.
+    fn machine_check(&mut self);
     /// Leaves the node. Returns only in tests.
     fn stop_node(&mut self, kind: StopKind);
 }

@@ -45,6 +45,7 @@ fn step(core: &mut PerCpu, act: impl FnOnce(&mut State, &mut HwMachine, CoreId))
         let Kernel { state, machine } = &mut *kernel;
         let Some(machine) = machine else { return };
         act(state, machine, id);
+        state.settle(machine, id);
     }
     go_on(core, &mut kernel, id);
 }
@@ -70,6 +71,10 @@ fn on_interrupt(core: &mut PerCpu, vector: u8) {
         }
         klog::flush(state, machine, id);
     });
+}
+
+fn on_guest_exit(core: &mut PerCpu) {
+    step(core, |state, machine, id| state.guest_exit(machine, id));
 }
 
 fn on_exception(core: &mut PerCpu, vector: u8, error_code: u64, address: u64) {

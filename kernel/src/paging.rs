@@ -6,8 +6,8 @@
 //!
 //! Every operation goes through its range upwards and stops at the first address where it fails; what lies below
 //! is done, what lies above is untouched, so a caller that can go on knows from where. Large pages that a range covers
-//! in part are split first. No table is ever freed. The walker flushes no TLB: after [`PageTable::protect`] and
-//! [`PageTable::unmap`], and before the memory gets another use, the caller must.
+//! in part are split first. A table is retired only when [`PageTable::replace`] puts a large page in its place. The walker
+//! flushes no TLB: after [`PageTable::replace`] says so, and before the memory gets another use, the caller must.
 //!
 //! Source: AMD APM 2, 5.3 (long-mode page translation); Intel SDM 3A, 4.5.
 
@@ -18,7 +18,9 @@ use ipc::abi::PAGE_SIZE;
 
 use crate::address::FrameNumber;
 
+pub mod ept;
 pub mod host;
+pub mod npt;
 
 /// Entries in a table.
 pub const ENTRIES: usize = 512;
@@ -122,6 +124,8 @@ pub trait TableMemory {
     fn write_entry(&mut self, table: FrameNumber, index: usize, entry: u64);
     /// A frame for a new table, all of its entries zero.
     fn allocate_table(&mut self) -> Option<FrameNumber>;
+    /// Takes back a table of the lowest level that is no longer linked, for use after the next flush.
+    fn retire_table(&mut self, _table: FrameNumber) {}
 }
 
 /// Why an operation stopped, and where.
@@ -133,8 +137,6 @@ pub enum PagingError<A> {
     BadRange(A),
     /// Something else is mapped there.
     AlreadyMapped(A),
-    /// Nothing is mapped there.
-    NotMapped(A),
     /// There is no memory for another table.
     NoTables(A),
 }
@@ -145,7 +147,6 @@ impl<A: fmt::Debug> fmt::Display for PagingError<A> {
             Self::BadAddress(at) => write!(f, "{at:x?} is not the address of a page"),
             Self::BadRange(at) => write!(f, "the range from {at:x?} on ends outside of the address space"),
             Self::AlreadyMapped(at) => write!(f, "something else is mapped at {at:x?}"),
-            Self::NotMapped(at) => write!(f, "nothing is mapped at {at:x?}"),
             Self::NoTables(at) => write!(f, "no memory for a page table at {at:x?}"),
         }
     }
@@ -167,6 +168,15 @@ pub struct Mapping<A> {
 pub struct PageTable<F> {
     root: FrameNumber,
     format: PhantomData<fn() -> F>,
+}
+
+/// Whether a TLB may hold what the tables no longer say.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stale {
+    /// No translation was there before.
+    Nothing,
+    /// One was taken away or replaced.
+    Something,
 }
 
 /// Where a walk ended: at an entry that is no table.
@@ -200,7 +210,7 @@ impl<F: Format> PageTable<F> {
     /// What an address is mapped to.
     pub fn lookup(&self, memory: &impl TableMemory, at: F::Address) -> Option<Mapping<F::Attributes>> {
         let input = F::input(at)?;
-        let place = self.walk(memory, input);
+        let place = self.walk(memory, input, Level::One);
         match (place.entry, place.level.page_size()) {
             (Entry::Page(frame, attributes), Some(size)) => {
                 let offset = input % place.level.span() / PAGE;
@@ -228,7 +238,7 @@ impl<F: Format> PageTable<F> {
         let (start, end) = Self::range(from, pages)?;
         let mut at = start;
         while at < end {
-            let place = self.walk(memory, at);
+            let place = self.walk(memory, at, Level::One);
             let span = place.level.span();
             let frame = FrameNumber(to.0 + (at - start) / PAGE);
             let next = at - at % span + span;
@@ -255,68 +265,75 @@ impl<F: Format> PageTable<F> {
         Ok(())
     }
 
-    /// Gives `pages` pages of 4 KiB from `from` on other attributes.
+    /// Makes `pages` pages of 4 KiB from `from` on what `to` says (the first frame and the attributes, or nothing),
+    /// whatever was there; pages of 2 MiB are used where they fit. Says whether anything that was there is no longer so.
     ///
     /// # Errors
-    /// [`PagingError::BadAddress`], [`PagingError::BadRange`]; [`PagingError::NotMapped`] at the first address where
-    /// nothing is mapped; [`PagingError::NoTables`] when a large page cannot be split.
-    pub fn protect(
+    /// [`PagingError::BadAddress`], [`PagingError::BadRange`]; [`PagingError::NoTables`].
+    pub fn replace(
         &self,
         memory: &mut impl TableMemory,
         from: F::Address,
+        to: Option<(FrameNumber, F::Attributes)>,
         pages: u64,
-        attributes: F::Attributes,
-    ) -> Outcome<F> {
-        self.change(memory, from, pages, |entry| match entry {
-            Entry::Page(frame, _) => Some(Entry::Page(frame, attributes)),
-            _ => None,
-        })
-    }
-
-    /// Takes `pages` pages of 4 KiB from `from` on out of the tables, those of them that are mapped.
-    ///
-    /// # Errors
-    /// [`PagingError::BadAddress`], [`PagingError::BadRange`]; [`PagingError::NoTables`] when a large page cannot be
-    /// split.
-    pub fn unmap(&self, memory: &mut impl TableMemory, from: F::Address, pages: u64) -> Outcome<F> {
-        self.change(memory, from, pages, |_| Some(Entry::Absent))
-    }
-
-    /// Replaces every entry in the range that is no table by what `change` makes of it; `None` is
-    /// [`PagingError::NotMapped`].
-    fn change(
-        &self,
-        memory: &mut impl TableMemory,
-        from: F::Address,
-        pages: u64,
-        change: impl Fn(Entry<F::Attributes>) -> Option<Entry<F::Attributes>>,
-    ) -> Outcome<F> {
-        let (mut at, end) = Self::range(from, pages)?;
+    ) -> Outcome<F, Stale> {
+        let (start, end) = Self::range(from, pages)?;
+        let (mut at, mut stale) = (start, Stale::Nothing);
         while at < end {
-            let place = self.walk(memory, at);
-            let span = place.level.span();
-            let next = at - at % span + span;
-            let changed = change(place.entry).ok_or(PagingError::NotMapped(F::address(at)))?;
-            if place.entry != changed {
-                if !at.is_multiple_of(span) || next > end {
-                    self.grow(memory, &place, at)?;
-                    continue;
+            let page = to.map(|(first, with)| (FrameNumber(first.0 + (at - start) / PAGE), with));
+            let fits = |level: Level| {
+                let (span, frame) = (level.span(), page.map_or(0, |(frame, _)| frame.0));
+                level <= Level::Two
+                    && at.is_multiple_of(span)
+                    && at + span <= end
+                    && frame.is_multiple_of(span / PAGE)
+            };
+            let place = self.walk(memory, at, if fits(Level::Two) { Level::Two } else { Level::One });
+            let next = at - at % place.level.span() + place.level.span();
+            let wanted = page.map_or(Entry::Absent, |(frame, with)| Entry::Page(frame, with));
+            if place.entry == Entry::Absent && wanted == Entry::Absent {
+                at = next;
+                continue;
+            }
+            if !fits(place.level) {
+                self.grow(memory, &place, at)?;
+                continue;
+            }
+            if place.entry != wanted {
+                Self::write(memory, &place, wanted);
+                if place.entry != Entry::Absent {
+                    stale = Stale::Something;
                 }
-                Self::write(memory, &place, changed);
+                if let Entry::Table(table) = place.entry {
+                    memory.retire_table(table);
+                }
             }
             at = next;
         }
-        Ok(())
+        Ok(stale)
     }
 
-    /// The entry that decides about an address.
-    fn walk(&self, memory: &impl TableMemory, input: u64) -> Place<F::Attributes> {
+    /// The table of the level below the root for an address, made when there is none; `None` without memory for it.
+    pub fn second_table(&self, memory: &mut impl TableMemory, at: F::Address) -> Option<FrameNumber> {
+        let input = F::input(at)?;
+        let place = self.walk(memory, input, Level::Four);
+        if place.entry == Entry::Absent {
+            self.grow(memory, &place, input).ok()?;
+        }
+        match self.walk(memory, input, Level::Four).entry {
+            Entry::Table(table) => Some(table),
+            _ => None,
+        }
+    }
+
+    /// The entry that decides about an address, or the one of the level `lowest` if that is a table.
+    fn walk(&self, memory: &impl TableMemory, input: u64, lowest: Level) -> Place<F::Attributes> {
         let (mut table, mut level) = (self.root, Level::Four);
         loop {
             let index = level.index(input);
             let entry = F::decode(memory.read_entry(table, index), level);
             match (entry, level.below()) {
-                (Entry::Table(next), Some(below)) => (table, level) = (next, below),
+                (Entry::Table(next), Some(below)) if level > lowest => (table, level) = (next, below),
                 _ => return Place { table, index, level, entry },
             }
         }

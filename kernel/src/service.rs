@@ -17,6 +17,8 @@ pub const MAX_MAPPINGS: usize = 96;
 pub enum Object {
     /// Nothing: the slot is empty.
     Empty,
+    /// The guest; what may be done with it follows from who holds it.
+    Guest,
     /// Calling a service.
     Endpoint(ServiceId),
     /// Raising notification bits.

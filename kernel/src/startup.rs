@@ -7,6 +7,7 @@
 use core::fmt;
 
 use ipc::image::Image;
+use ipc::vcpu::WINDOW_BASE;
 use kernel::acpi::Acpi;
 use kernel::acpi::fadt::Register;
 use kernel::address::{FrameNumber, PhysAddr, VirtAddr};
@@ -31,7 +32,7 @@ use crate::hw::panic::refuse;
 use crate::hw::percpu::{PerCpu, apic_id_of};
 use crate::hw::smp::TrampolinePage;
 use crate::hw::space::KernelSpace;
-use crate::hw::{apic, boot, clock, smp, space};
+use crate::hw::{apic, boot, clock, smp, space, svm};
 use crate::{KERNEL, Kernel, go_on, klog, print};
 
 const PAGE: u64 = ipc::abi::PAGE_SIZE as u64;
@@ -71,6 +72,8 @@ pub fn start(handover: Handover, core: &'static mut PerCpu) -> ! {
     let (image, system) = or_refuse("the image", parsed);
     let mut found = discover(&mut machine, &kernel_space, &mut frames, &system.devices);
     let finished = kernel_space.finish();
+    let virtualization = or_refuse("the cores' areas", svm::prepare(&mut frames, processors.len().max(1)));
+    svm::enable(core);
     let cores = match trampoline {
         Some(page) => smp::start(processors, page, frequencies.tsc_hz),
         None => 1,
@@ -80,6 +83,7 @@ pub fn start(handover: Handover, core: &'static mut PerCpu) -> ! {
         cores,
         node: node_number(&information.command_line),
         module: module_at,
+        virtualization,
         devices: &found.devices,
         isa: &|line| {
             let line = acpi.madt.isa(line);
@@ -110,11 +114,15 @@ pub fn start(handover: Handover, core: &'static mut PerCpu) -> ! {
         state.node.frames_free,
         state.node.frames
     );
+    if system.guest.is_some() && state.guest.is_none() {
+        print!("unum: this processor has no AMD SVM with nested paging, or firmware locked it: no guest can run here");
+    }
     print!("unum: {} services on {cores} cores", state.services.len());
     let first = CoreId(0);
     klog::flush(state, &mut machine, first);
     (state.node.entered, state.node.left) = (entered, machine.now());
     state.wake_up(&mut machine, first);
+    state.settle(&mut machine, first);
     *place = Some(machine);
     go_on(core, &mut kernel, first);
     drop(kernel);
@@ -201,5 +209,10 @@ impl Spaces for ServiceSpaces {
         let table = PageTable::<HostFormat>::from_root(FrameNumber::containing(root));
         let mut tables = Tables { frames, below: None };
         table.map(&mut tables, from, FrameNumber::containing(to), pages, with, PageSize::Large).ok()
+    }
+
+    fn link_window(&mut self, frames: &mut Frames, root: PhysAddr, second: FrameNumber) {
+        let table = PageTable::<HostFormat>::from_root(FrameNumber::containing(root));
+        table.link_window(&mut Tables { frames, below: None }, VirtAddr(WINDOW_BASE), second);
     }
 }

@@ -7,17 +7,20 @@
 use ipc::abi::{
     Error, FaultCause, MAX_CORES, MAX_SERVICES, MAX_THREADS, NEVER, Outcome, RECEIVE_MESSAGES, ServiceState,
 };
+use ipc::vcpu::MAX_VCPUS;
 
 use crate::address::PhysAddr;
 use crate::context::UserContext;
 use crate::cpu::{Core, End};
+use crate::guest::Guest;
 use crate::ids::{CoreId, ServiceId, ThreadId};
 use crate::interrupts::InterruptTable;
 use crate::log_ring::LogRing;
 use crate::machine::Machine;
 use crate::service::Service;
 use crate::table::Table;
-use crate::thread::{Queued, Thread, ThreadState};
+use crate::thread::{Maker, Queued, Thread, ThreadState};
+use crate::vcpu::Vcpu;
 
 /// Events that the kernel counts for [`ipc::abi::Inspect::Calls`].
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,6 +58,10 @@ pub struct State {
     pub services: Table<Service, MAX_SERVICES>,
     /// All cores that run.
     pub cores: Table<Core, MAX_CORES>,
+    /// The guest's virtual processors.
+    pub vcpus: Table<Vcpu, MAX_VCPUS>,
+    /// The guest, when the node can run one.
+    pub guest: Option<Guest>,
     /// Where interrupts go.
     pub interrupts: InterruptTable,
     /// Each core's log.
@@ -77,6 +84,8 @@ impl State {
             threads: Table::new([const { Thread::unused(ThreadId::new(0)) }; MAX_THREADS]),
             services: Table::new([const { Service::absent() }; MAX_SERVICES]),
             cores: Table::new([const { Core::idle() }; MAX_CORES]),
+            vcpus: Table::new([const { Vcpu::absent() }; MAX_VCPUS]),
+            guest: None,
             interrupts: InterruptTable::new(),
             logs: Table::new([const { LogRing::absent() }; MAX_CORES]),
             node: Node { tsc_hz: 0, entered: 0, left: 0, frames: 0, frames_free: 0 },
@@ -143,6 +152,9 @@ impl State {
         if self.threads[on.index()].links.queued == Queued::Yes {
             return;
         }
+        if let Some(vcpu) = self.threads[on.index()].vcpu {
+            self.vcpus[vcpu.index()].ready_since = m.now();
+        }
         let home = self.threads[on.index()].core;
         self.cores[home.index()].queue.insert(self.threads.places_mut(), on, end);
         if home != core {
@@ -165,7 +177,11 @@ impl State {
         thread.state = ThreadState::Ready;
         thread.deadline = NEVER;
         thread.activation = 0;
-        thread.context.registers.rax = status;
+        if thread.vcpu.is_none() && thread.maker == Maker::Thread {
+            thread.context.registers.rax = status;
+        }
+        // A call of the kernel's that ended without a reply: what it was for happens again.
+        thread.maker = Maker::Thread;
         self.enqueue(m, core, id, End::Back);
     }
 
@@ -207,8 +223,13 @@ impl State {
             this.queue.remove(self.threads.places_mut(), on);
             this.turn_end = now.saturating_add(self.turn);
             let id = self.threads[on.index()].runs;
+            if let Some(vcpu) = self.threads[on.index()].vcpu {
+                let vcpu = &mut self.vcpus[vcpu.index()];
+                vcpu.counters.steal += now.saturating_sub(vcpu.ready_since);
+            }
             self.switch_to(m, core, id);
         }
+        self.save_extended(m, core);
         self.arm_timer(m, core, now);
     }
 
@@ -220,7 +241,8 @@ impl State {
         let mut due = this.next_deadline;
         if let Some(id) = this.current {
             let thread = &self.threads[id.index()];
-            let left = self.services[thread.service.index()].budget.saturating_sub(thread.activation);
+            let budget = self.services[thread.service.index()].budget;
+            let left = if thread.vcpu.is_some() { self.turn } else { budget.saturating_sub(thread.activation) };
             due = due.min(now.saturating_add(left.min(self.turn)));
         }
         if due < this.armed {
@@ -243,7 +265,9 @@ impl State {
             let thread = &self.threads[id.index()];
             let service = thread.service;
             if thread.state == ThreadState::Ready {
-                if thread.activation >= self.services[service.index()].budget {
+                // A vCPU may run as long as its guest likes.
+                let limited = thread.vcpu.is_none();
+                if limited && thread.activation >= self.services[service.index()].budget {
                     self.fail(m, core, id, FaultCause::Budget, |_| {});
                 } else if now >= self.cores[core.index()].turn_end {
                     self.cores[core.index()].turn_end = now.saturating_add(self.turn);
@@ -281,6 +305,10 @@ impl State {
 
     /// Ends one thread's wait as timed out.
     fn time_out<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId) {
+        if let Some(vcpu) = self.threads[id.index()].vcpu {
+            self.threads[id.index()].deadline = NEVER;
+            return self.kick(m, core, vcpu);
+        }
         match self.threads[id.index()].state {
             ThreadState::Unused | ThreadState::Ready => {
                 self.threads[id.index()].deadline = NEVER;
@@ -291,7 +319,7 @@ impl State {
                 self.services[server.index()].callers &= !(1 << id.index())
             }
             ThreadState::AwaitingReply { .. } => self.take_back_context(m, core, id),
-            ThreadState::Futex { .. } => {}
+            ThreadState::Futex { .. } | ThreadState::Halted => {}
         }
         self.make_ready(m, core, id, Error::TimedOut.status());
     }

@@ -4,7 +4,7 @@ use ipc::abi::{
     Error, FaultCause, Handle, Inspect, LogRecord, MAX_LOG_BYTES, MAX_PANIC_BYTES, Outcome, PAGE_SIZE,
     ServiceOperation, Syscall, UserRegisters,
 };
-use ipc::image::{RIGHT_INSPECT, RIGHT_READ_LOGS, RIGHT_SUPERVISE};
+use ipc::image::{RIGHT_INSPECT, RIGHT_READ_LOGS, RIGHT_STOP_NODE, RIGHT_SUPERVISE};
 use zerocopy::IntoBytes;
 
 use crate::address::VirtAddr;
@@ -60,6 +60,7 @@ impl State {
         } else if let Err(error) = self.any_syscall(m, core, id) {
             self.threads[id.index()].context.registers.rax = error.status();
         }
+        self.settle(m, core);
         self.current(core)
     }
 
@@ -131,7 +132,7 @@ impl State {
                 self.refresh(service, Handle(registers.rdi)).map(|handle| self.give(id, handle))
             }
             Syscall::StopNode => {
-                self.need(service, RIGHT_SUPERVISE)?;
+                self.need(service, RIGHT_SUPERVISE | RIGHT_STOP_NODE)?;
                 let kind = match registers.rdi {
                     0 => StopKind::PowerOff,
                     1 => StopKind::Reset,
@@ -140,6 +141,12 @@ impl State {
                 m.stop_node(kind);
                 Ok(())
             }
+            Syscall::GuestMap => self.guest_map(m, request),
+            Syscall::VcpuStart => self.vcpu_start(m, request),
+            Syscall::VcpuStop => self.vcpu_stop(m, request),
+            Syscall::VcpuKick => self.vcpu_kick(m, request),
+            Syscall::VcpuFetch => self.vcpu_fetch(m, request),
+            Syscall::VcpuPlace => self.vcpu_place(m, request),
         }
     }
 

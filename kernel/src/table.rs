@@ -51,6 +51,16 @@ impl<T, const N: usize> Table<T, N> {
         }
     }
 
+    /// Takes the next place as it is.
+    ///
+    /// # Errors
+    /// What `full` makes, when all places are taken.
+    pub fn push_with<E>(&mut self, full: impl FnOnce() -> E) -> Result<&mut T, E> {
+        let place = self.places.get_mut(self.len).ok_or_else(full)?;
+        self.len += 1;
+        Ok(place)
+    }
+
     /// What is in a place, if it is taken.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<&T> {

@@ -6,19 +6,23 @@ use std::boxed::Box;
 use std::vec;
 use std::vec::Vec;
 
-use ipc::abi::{Handle, MAX_CAPABILITIES, Name, PAGE_SIZE, ServiceState, message_page};
+use ipc::abi::{Handle, MAX_CAPABILITIES, MAX_CORES, Name, PAGE_SIZE, ServiceState, message_page};
 
 use crate::address::{PhysAddr, VirtAddr};
+use crate::context::Extended;
 use crate::cpu::Core;
 use crate::ids::{CoreId, ServiceId, ThreadId};
 use crate::log_ring::{LogRing, RING_BYTES};
 use crate::machine::{Machine, PciAddress, StopKind, Width};
 use crate::service::{Mapping, Object, OnRestart, Service, Serving};
 use crate::state::State;
+use crate::svm::vmcb::Vmcb;
 use crate::thread::{Queued, Thread, ThreadState};
 
+pub mod guest;
+
 /// Bytes of the machine's memory.
-const MEMORY_BYTES: usize = 4 << 20;
+const MEMORY_BYTES: usize = 32 << 20;
 
 /// A machine that records what was asked of it.
 pub struct FakeMachine {
@@ -32,6 +36,16 @@ pub struct FakeMachine {
     pub ports: Vec<(u16, u32)>,
     pub config: Vec<(u16, u32)>,
     pub stopped: Option<StopKind>,
+    pub expelled: Vec<usize>,
+    pub machine_checks: u64,
+    /// The core that the kernel runs on at this moment, as far as the tests of guests care.
+    pub core: usize,
+    /// How often it went to guest mode.
+    pub guest_entries: u64,
+    /// Each core's breakpoint registers and XCR0.
+    pub breakpoints: Vec<([u64; 4], u64)>,
+    /// What another core makes of a word just after a read of it alone.
+    pub before_change: Option<(PhysAddr, u32)>,
 }
 
 impl FakeMachine {
@@ -47,6 +61,12 @@ impl FakeMachine {
             ports: Vec::new(),
             config: Vec::new(),
             stopped: None,
+            expelled: Vec::new(),
+            machine_checks: 0,
+            core: 0,
+            guest_entries: 0,
+            breakpoints: vec![([0; 4], 1); MAX_CORES],
+            before_change: None,
         }
     }
 
@@ -80,9 +100,38 @@ impl Machine for FakeMachine {
         self.at(to)[..bytes.len()].copy_from_slice(bytes);
     }
     fn read_u32(&self, from: PhysAddr) -> u32 {
+        if let Some((_, value)) = self.before_change.filter(|&(at, _)| at == from) {
+            return value;
+        }
         let mut bytes = [0; 4];
         self.read(from, &mut bytes);
         u32::from_le_bytes(bytes)
+    }
+    fn read_u64(&self, from: PhysAddr) -> u64 {
+        let mut bytes = [0; 8];
+        self.read(from, &mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+    fn write_u64(&mut self, to: PhysAddr, value: u64) {
+        self.write(to, &value.to_le_bytes());
+    }
+    fn physical_address(&self, _: &Vmcb) -> PhysAddr {
+        PhysAddr(0x1000)
+    }
+    fn begin_guest(&mut self) {
+        self.guest_entries += 1;
+    }
+    fn expel(&mut self, core: usize) {
+        self.expelled.push(core);
+    }
+    fn save_extended(&mut self, into: &mut Extended) {
+        into.breakpoints = self.breakpoints[self.core].0;
+    }
+    fn load_extended(&mut self, from: &Extended) {
+        self.breakpoints[self.core] = (from.breakpoints, from.xcr0);
+    }
+    fn machine_check(&mut self) {
+        self.machine_checks += 1;
     }
     fn copy(&mut self, from: PhysAddr, to: PhysAddr, bytes: usize) {
         let from = place(from);
@@ -275,7 +324,7 @@ pub fn check(state: &State) {
             assert_eq!(state.threads[server.index()].lender, Some(id));
         }
         let service = state.service(thread.service);
-        let in_receivers = service.receivers & 1 << thread.slot != 0 && service.threads > thread.slot;
+        let in_receivers = service.receivers & thread.slot_bit != 0;
         match thread.state {
             ThreadState::Receiving { mask } => {
                 assert_eq!(in_receivers, mask & ipc::abi::RECEIVE_MESSAGES != 0, "{id:?} receives");
@@ -301,9 +350,12 @@ pub fn check(state: &State) {
                     "{id:?} awaits a stopped service"
                 );
             }
-            ThreadState::Unused | ThreadState::Ready | ThreadState::Futex { .. } => assert!(!in_receivers),
+            ThreadState::Unused | ThreadState::Ready | ThreadState::Halted | ThreadState::Futex { .. } => {
+                assert!(!in_receivers)
+            }
         }
-        let waits = !matches!(thread.state, ThreadState::Unused | ThreadState::Ready);
+        let waits =
+            thread.vcpu.is_some() || !matches!(thread.state, ThreadState::Unused | ThreadState::Ready);
         assert!(waits || thread.deadline == u64::MAX, "{id:?} does not wait but has a deadline");
         if thread.deadline != u64::MAX {
             let core = &state.cores[thread.deadline_core.index()];
@@ -313,4 +365,5 @@ pub fn check(state: &State) {
             );
         }
     }
+    guest::check(state);
 }

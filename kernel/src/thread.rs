@@ -9,11 +9,11 @@
 //! * S is queued or current only while `S.runs` is [`ThreadState::Ready`].
 //! * when `T.lender` is L, then L is [`ThreadState::AwaitingReply`] and `L.lent_to` is T.
 
-use ipc::abi::{NEVER, Token};
+use ipc::abi::{Label, NEVER, Token};
 
 use crate::address::PhysAddr;
 use crate::context::UserContext;
-use crate::ids::{CoreId, ServiceId, ThreadId};
+use crate::ids::{CoreId, ServiceId, ThreadId, VcpuId};
 
 /// What a thread does.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -39,11 +39,24 @@ pub enum ThreadState {
         /// The service called.
         server: ServiceId,
     },
+    /// It is a vCPU and waits for a kick or its deadline.
+    Halted,
     /// It waits on a futex of its service.
     Futex {
         /// The futex's address.
         address: u64,
     },
+}
+
+/// Who made the call that a thread waits for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Maker {
+    /// The thread itself.
+    Thread,
+    /// The kernel, for a vCPU that left guest mode.
+    Exit,
+    /// The kernel, for a thread that missed a page of guest memory; it tries again after the reply.
+    Fault,
 }
 
 /// A thread and the scheduling context of the same number.
@@ -67,7 +80,13 @@ pub struct Thread {
     pub lent_to: Option<ThreadId>,
     /// The token of its latest call.
     pub token: Token,
-    /// When its wait ends, in TSC ticks.
+    /// Who made that call.
+    pub maker: Maker,
+    /// The kernel's message, when that made it.
+    pub kernel_message: (Label, [u64; 4]),
+    /// Which vCPU it is, when it is one.
+    pub vcpu: Option<VcpuId>,
+    /// When its wait ends, in TSC ticks; for a vCPU: when it is kicked.
     pub deadline: u64,
     /// The core whose timer watches over `deadline`.
     pub deadline_core: CoreId,
@@ -124,6 +143,9 @@ impl Thread {
             lender: None,
             lent_to: None,
             token: Token::NOBODY,
+            maker: Maker::Thread,
+            kernel_message: (Label(0), [0; 4]),
+            vcpu: None,
             deadline: NEVER,
             deadline_core: CoreId(0),
             message_page: PhysAddr(0),

@@ -1,6 +1,6 @@
 # Into the kernel and out of it. What each path may rely on:
 #
-# - In ring 0 interrupts are off but at the idle halt; GS is the core's block, and was exchanged with ring 3's at the
+# - In ring 0 interrupts are off but at the idle halt and after a guest's exit; GS is the core's block, and was exchanged with ring 3's at the
 #   entry from ring 3 alone. An exception in ring 0 is a defect of the kernel's and ends in a panic.
 # - Every vector has a stack of the task state's, so the red zone of what was interrupted stays whole, and neither an
 #   NMI nor a machine check minds that RSP is ring 3's in the first and the last instructions of a system call.
@@ -68,7 +68,7 @@ resume:
 
 resume_full:
     cmp qword ptr [rsp + {RESUME}], 1
-    jne idle
+    jne guest_or_idle
     # IRET to an address that is not canonical would fault in ring 0: a thread can be started at any address.
     mov rax, [rsp + {RIP}]
     shr rax, 47
@@ -109,14 +109,89 @@ bad_rip:
     call {on_exception}
     jmp resume
 
+guest_or_idle:
+    cmp qword ptr [rsp + {RESUME}], {GUEST}
+    jne idle
+
+# Guest mode and back (AMD APM 2, 15.5). VMRUN and #VMEXIT switch RAX, RSP, RIP, RFLAGS, the segments CS, SS, DS and ES, the
+# control registers and the descriptor tables; VMLOAD and VMSAVE the other segments and the system-call registers, which are
+# always the same on this side. GIF is clear in between, so no NMI sees half of either; IF is set while the guest runs, so
+# that the node's interrupts end it.
+    fxrstor64 [rsp + {FPU}]
+    mov rax, rsp
+    mov rsp, gs:[{KERNEL_STACK}]
+    push qword ptr gs:[{HOST_SAVE}]
+    push rax
+    mov rbx, [rax + {RBX}]
+    mov rcx, [rax + {RCX}]
+    mov rdx, [rax + {RDX}]
+    mov rsi, [rax + {RSI}]
+    mov rdi, [rax + {RDI}]
+    mov rbp, [rax + {RBP}]
+    mov r8, [rax + {R8}]
+    mov r9, [rax + {R9}]
+    mov r10, [rax + {R10}]
+    mov r11, [rax + {R11}]
+    mov r12, [rax + {R12}]
+    mov r13, [rax + {R13}]
+    mov r14, [rax + {R14}]
+    mov r15, [rax + {R15}]
+    mov rax, [rax + {CONTROL_BLOCK}]
+    clgi
+    sti
+    vmload rax
+    vmrun rax
+    vmsave rax
+    cli
+    mov rax, [rsp + 8]
+    vmload rax
+    stgi
+    mov rax, [rsp]
+    mov [rax + {RBX}], rbx
+    mov [rax + {RCX}], rcx
+    mov [rax + {RDX}], rdx
+    mov [rax + {RSI}], rsi
+    mov [rax + {RDI}], rdi
+    mov [rax + {RBP}], rbp
+    mov [rax + {R8}], r8
+    mov [rax + {R9}], r9
+    mov [rax + {R10}], r10
+    mov [rax + {R11}], r11
+    mov [rax + {R12}], r12
+    mov [rax + {R13}], r13
+    mov [rax + {R14}], r14
+    mov [rax + {R15}], r15
+    fxsave64 [rax + {FPU}]
+    ldmxcsr [rip + {INITIAL_FPU} + 24]
+    mov rsi, gs:[{STATUS}]
+    mov dword ptr [rsi], 0
+    mov rsi, [rax + {CONTROL_BLOCK}]
+    mov rdi, {DIRECT_MAP}
+    mov rsp, gs:[{KERNEL_STACK}]
+    # An interrupt of the node's is still to come: it may now, and its handler goes on.
+    cmp qword ptr [rsi + rdi + {EXIT_CODE}], {EXIT_INTERRUPT}
+    je interrupts_begin
+guest_exit:
+    mov rdi, gs:[{THIS}]
+    call {on_guest_exit}
+    jmp resume
+
 idle:
     mov rsp, gs:[{KERNEL_STACK}]
+    jmp idle_begin
+
+# Where interrupts may come in ring 0. What is current then is all that counts.
+interrupts_begin:
+    sti
+    nop
+    cli
+    jmp guest_exit
 idle_begin:
     sti
     hlt
     cli
     jmp idle_begin
-idle_end:
+interrupts_end:
 
 # Saves all of ring 3's state. On the stack: vector, error code, RIP, CS, RFLAGS, RSP, SS. Leaves RDI, RSI and RDX as
 # a handler's first arguments: block, vector, error code.
@@ -159,11 +234,11 @@ interrupt_common:
     save_user
     call {on_interrupt}
     jmp resume
-    # In ring 0 an interrupt is legal at the idle halt alone, which holds nothing worth saving.
+    # In ring 0 an interrupt is legal in two places alone, which hold nothing worth saving.
 interrupt_in_ring_0:
-    cmp qword ptr [rsp + 16], offset idle_begin
+    cmp qword ptr [rsp + 16], offset interrupts_begin
     jb fatal
-    cmp qword ptr [rsp + 16], offset idle_end
+    cmp qword ptr [rsp + 16], offset interrupts_end
     jae fatal
     cld
     mov esi, [rsp]

@@ -5,8 +5,10 @@ use core::arch::global_asm;
 use core::mem::offset_of;
 
 use ipc::abi::UserRegisters;
-use kernel::context::{FPU_OFFSET, FpuState, RESUME_OFFSET};
+use kernel::context::{CONTROL_BLOCK_OFFSET, FPU_OFFSET, FpuState, RESUME_OFFSET, Return};
+use kernel::svm::vmcb::{EXIT_CODE_OFFSET, code};
 
+use super::boot::DIRECT_MAP;
 use super::instructions::{read_msr, write_msr};
 use super::panic::{STOPPING, on_fatal};
 use super::percpu::{self, PerCpu};
@@ -41,6 +43,14 @@ global_asm!(
     USER_CODE = const gdt::USER_CODE,
     USER_DATA = const gdt::USER_DATA,
     MSR_GS_BASE = const percpu::MSR_GS_BASE,
+    GUEST = const Return::Guest as u64,
+    CONTROL_BLOCK = const CONTROL_BLOCK_OFFSET,
+    HOST_SAVE = const percpu::HOST_SAVE,
+    STATUS = const percpu::STATUS,
+    DIRECT_MAP = const DIRECT_MAP,
+    EXIT_CODE = const EXIT_CODE_OFFSET,
+    EXIT_INTERRUPT = const code::INTR,
+    on_guest_exit = sym on_guest_exit,
     INITIAL_FPU = sym INITIAL_FPU,
     STOPPING = sym STOPPING,
     on_syscall = sym on_syscall,
@@ -102,8 +112,14 @@ extern "C" fn on_syscall(core: &mut PerCpu) {
 
 /// An interrupt from ring 3, or that ended the idle halt.
 extern "C" fn on_interrupt(core: &mut PerCpu, vector: u8) {
+    percpu::status().note_entry();
     crate::on_interrupt(core, vector);
     apic::end_of_interrupt();
+}
+
+/// A vCPU left guest mode, not for an interrupt that is still to come.
+extern "C" fn on_guest_exit(core: &mut PerCpu) {
+    crate::on_guest_exit(core);
 }
 
 /// An exception in ring 3.

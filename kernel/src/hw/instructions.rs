@@ -121,6 +121,16 @@ pub fn read_cr2() -> u64 {
     value
 }
 
+/// CR4.
+#[inline]
+#[must_use]
+pub fn read_cr4() -> u64 {
+    let value;
+    // SAFETY: reading a control register in ring 0 changes nothing.
+    unsafe { asm!("mov {}, cr4", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
 /// Sets CR0.
 ///
 /// # Safety

@@ -10,6 +10,8 @@ use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use super::percpu;
+
 /// A value behind a spin lock.
 #[repr(align(64))]
 pub struct Lock<T> {
@@ -42,11 +44,14 @@ impl<T> Lock<T> {
 
     #[cold]
     fn wait(&self) {
+        let status = percpu::status();
+        status.wait_for_lock(true);
         loop {
             while self.taken.load(Ordering::Relaxed) {
                 core::hint::spin_loop();
             }
             if !self.taken.swap(true, Ordering::Acquire) {
+                status.wait_for_lock(false);
                 return;
             }
         }

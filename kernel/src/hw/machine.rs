@@ -5,8 +5,10 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use kernel::acpi::Acpi;
 use kernel::address::PhysAddr;
+use kernel::context::Extended;
 use kernel::frames::Frames;
 use kernel::machine::{Machine, PciAddress, StopKind, Width};
+use kernel::svm::vmcb::Vmcb;
 use pci::ConfigAccess;
 
 use super::direct::pointer;
@@ -15,7 +17,7 @@ use super::ioapic::IoApics;
 use super::pci::{ConfigSpace, memory_of};
 use super::power::Power;
 use super::space::{KernelSpace, SpaceError};
-use super::{apic, ioapic, percpu, ports};
+use super::{apic, extended, ioapic, percpu, ports, space};
 
 /// The chipset; the processor is whichever this runs on. There is one, behind the kernel lock.
 #[derive(Debug)]
@@ -108,6 +110,18 @@ impl Machine for HwMachine {
     }
 
     #[inline]
+    fn read_u64(&self, from: PhysAddr) -> u64 {
+        // SAFETY: the logic reads memory that it allocated, aligned.
+        unsafe { pointer::<u64>(from).read_volatile() }
+    }
+
+    #[inline]
+    fn write_u64(&mut self, to: PhysAddr, value: u64) {
+        // SAFETY: the logic writes memory that it allocated, aligned, none of which holds a Rust object.
+        unsafe { pointer::<u64>(to).write_volatile(value) };
+    }
+
+    #[inline]
     fn copy(&mut self, from: PhysAddr, to: PhysAddr, bytes: usize) {
         // SAFETY: both are memory that the logic allocated, and they do not overlap.
         unsafe { pointer::<u8>(to).copy_from_nonoverlapping(pointer(from), bytes) };
@@ -140,6 +154,31 @@ impl Machine for HwMachine {
 
     fn config_write(&mut self, function: PciAddress, offset: u16, width: Width, value: u32) {
         self.pci.write(function, offset, width, value);
+    }
+
+    fn physical_address(&self, block: &Vmcb) -> PhysAddr {
+        space::physical_of(core::ptr::from_ref(block).cast())
+    }
+
+    #[inline]
+    fn begin_guest(&mut self) {
+        percpu::status().begin_guest();
+    }
+
+    fn expel(&mut self, core: usize) {
+        percpu::expel(core, || self.reschedule(core));
+    }
+
+    fn save_extended(&mut self, into: &mut Extended) {
+        extended::save(into);
+    }
+
+    fn load_extended(&mut self, from: &Extended) {
+        extended::load(from);
+    }
+
+    fn machine_check(&mut self) {
+        panic!("machine check while a vCPU ran");
     }
 
     fn stop_node(&mut self, kind: StopKind) {

@@ -2,6 +2,7 @@
 //! ring 3 sees, is zero and ring 3 cannot change it to an address of the kernel's (FSGSBASE is off).
 #![expect(unsafe_code, reason = "GS, and one block per core in a static")]
 
+use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -25,9 +26,76 @@ pub struct PerCpu {
     current: *const UserContext,
     kernel_stack_top: u64,
     scratch: u64,
+    status: *const CoreStatus,
+    host_save: u64,
     core: usize,
     gdt: Gdt,
     tss: Tss,
+}
+
+/// What other cores may know of a core: whether it can use a translation that was taken away.
+#[repr(C, align(64))]
+pub struct CoreStatus {
+    /// It is in guest mode, or on its way there; the entry code clears it. The first field.
+    in_guest: AtomicU32,
+    /// Interrupts that it took.
+    entries: AtomicU32,
+    /// It waits for the kernel lock.
+    waiting: AtomicU32,
+}
+
+static STATUSES: [CoreStatus; MAX_CORES] = [const {
+    CoreStatus { in_guest: AtomicU32::new(0), entries: AtomicU32::new(0), waiting: AtomicU32::new(0) }
+}; MAX_CORES];
+
+/// The status of this core.
+#[inline]
+#[must_use]
+pub fn status() -> &'static CoreStatus {
+    let status: *const CoreStatus;
+    // SAFETY: GS points to this core's block, which was prepared.
+    unsafe {
+        asm!("mov {}, gs:[{}]", out(reg) status, const STATUS, options(nostack, preserves_flags, readonly));
+    }
+    // SAFETY: it is one of the static array's.
+    unsafe { &*status }
+}
+
+impl CoreStatus {
+    /// The core came in by an interrupt.
+    #[inline]
+    pub fn note_entry(&self) {
+        self.entries.fetch_add(1, Ordering::Release);
+    }
+
+    /// The core goes to guest mode. Called under the kernel lock, so that who has it next knows.
+    #[inline]
+    pub fn begin_guest(&self) {
+        self.in_guest.store(1, Ordering::Relaxed);
+    }
+
+    /// The core begins, or has ended, to wait for the kernel lock.
+    #[inline]
+    pub fn wait_for_lock(&self, waits: bool) {
+        self.waiting.store(u32::from(waits), Ordering::Release);
+    }
+}
+
+/// Makes another core leave ring 3 or guest mode, by `interrupt`, and waits until it has. The caller holds the kernel
+/// lock, so a core that is in the kernel already comes to wait for that.
+pub fn expel(core: usize, interrupt: impl FnOnce()) {
+    let Some(status) = STATUSES.get(core) else { return };
+    let entries = status.entries.load(Ordering::Acquire);
+    let was_in_guest = status.in_guest.load(Ordering::Acquire) != 0;
+    interrupt();
+    loop {
+        let left_guest = was_in_guest && status.in_guest.load(Ordering::Acquire) == 0;
+        let came = status.entries.load(Ordering::Acquire) != entries;
+        if left_guest || came || status.waiting.load(Ordering::Acquire) != 0 {
+            return;
+        }
+        core::hint::spin_loop();
+    }
 }
 
 /// Offset of the block's own address.
@@ -38,6 +106,11 @@ pub const CURRENT: usize = offset_of!(PerCpu, current);
 pub const KERNEL_STACK: usize = offset_of!(PerCpu, kernel_stack_top);
 /// Offset of a word for the entry code.
 pub const SCRATCH: usize = offset_of!(PerCpu, scratch);
+
+/// Offset of the address of the core's status.
+pub const STATUS: usize = offset_of!(PerCpu, status);
+/// Offset of the physical address of what `VMSAVE` saved of this core.
+pub const HOST_SAVE: usize = offset_of!(PerCpu, host_save);
 
 /// What `current` points to when a core has nothing to run: only its `resume` is ever looked at, by the exit code.
 /// So the test for it costs the way out of a system call nothing.
@@ -62,6 +135,8 @@ static BLOCKS: Blocks = Blocks(
             current: core::ptr::null(),
             kernel_stack_top: 0,
             scratch: 0,
+            status: core::ptr::null(),
+            host_save: 0,
             core: 0,
             gdt: Gdt::new(),
             tss: Tss::new(),
@@ -91,6 +166,7 @@ pub unsafe fn prepare(core: usize, apic_id: u32, stacks: &Stacks) -> *mut PerCpu
     this.this = block;
     this.set_idle();
     this.core = core;
+    this.status = &raw const STATUSES[core];
     this.set_stacks(stacks);
     this.gdt.set_tss(&raw const this.tss);
     block
@@ -149,6 +225,11 @@ impl PerCpu {
     #[inline]
     pub const fn set_idle(&mut self) {
         self.current = (&raw const IDLE).cast();
+    }
+
+    /// Says where what `VMSAVE` saved of this core is.
+    pub const fn set_host_save(&mut self, at: u64) {
+        self.host_save = at;
     }
 
     /// Says which stacks to use from the next entry on.

@@ -10,7 +10,7 @@ use kernel::address::PhysAddr;
 
 use super::percpu::{self, PerCpu};
 use super::stacks::Stacks;
-use super::{apic, boot, clock, direct, processor, space};
+use super::{apic, boot, clock, direct, processor, space, svm};
 use crate::print;
 
 /// What the core that starts next finds: `smp.S` reads it.
@@ -161,6 +161,7 @@ extern "C" fn ap_rust(block: *mut PerCpu) -> ! {
     // SAFETY: the final address space maps the registers.
     unsafe { apic::enable() };
     apic::arm_timer_interrupt();
+    svm::enable(core);
     CLAIM.state.store(RUNNING, Ordering::Release);
     crate::ap_main(core)
 }

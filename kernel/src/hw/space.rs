@@ -63,6 +63,12 @@ pub fn image() -> (PhysAddr, u64) {
     (PhysAddr(start - IMAGE_OFFSET), address_of(&raw const image_end) - start)
 }
 
+/// The physical address of something in the kernel's image.
+#[must_use]
+pub fn physical_of(place: *const u8) -> PhysAddr {
+    PhysAddr(address_of(place) - IMAGE_OFFSET)
+}
+
 const fn kernel_page(access: Access, cache: Cache) -> HostAttributes {
     HostAttributes { access, owner: Owner::Kernel, cache }
 }

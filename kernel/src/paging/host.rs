@@ -135,6 +135,17 @@ impl Format for HostFormat {
 }
 
 impl PageTable<HostFormat> {
+    /// Makes the 512 GiB from `at` on what a table of the level below the root says, whose entries mean the same in this
+    /// format; nothing in them can be executed.
+    pub fn link_window(&self, memory: &mut impl TableMemory, at: VirtAddr, table: FrameNumber) {
+        let entry = Self::encode_table(table) | NO_EXECUTE;
+        memory.write_entry(self.root(), Level::Four.index(at.0), entry);
+    }
+
+    fn encode_table(table: FrameNumber) -> u64 {
+        HostFormat::encode(Entry::Table(table), Level::Four)
+    }
+
     /// Makes the upper half of this address space the same as another's, the kernel's: it shares its tables. An entry
     /// that the other's root gains later is not shared, so all of them must be there.
     pub fn share_upper_half(&self, memory: &mut impl TableMemory, kernel: &Self) {

@@ -1,0 +1,538 @@
+//! Virtual processors.
+//!
+//! A vCPU is a thread whose way out of the kernel is guest mode. Its exits, and its misses in guest memory, are calls that
+//! the kernel makes for it ([`Maker`]): on its time, over the way that every call takes, and it goes on when the reply
+//! comes. What it has to tell first, before it may run (that it was kicked, say), is [`Vcpu::pending`]; [`State::settle`]
+//! makes a call of that.
+//!
+//! The registers that `VMRUN` does not switch are of two kinds: the FPU's and SSE's go to the thread's context at each
+//! exit; the rest ([`Extended`]) stays in the core while only services run there, and is saved before another scheduling
+//! context runs or the core idles. So a vCPU that does not run is whole in memory.
+
+use core::mem::offset_of;
+
+use ipc::abi::{Error, Label, NEVER, Outcome, PAGE_SIZE, ServiceState, UserRegisters, VcpuActivity};
+use ipc::vcpu::{
+    DIRTY_SYSTEM, EntryControl, ExitReason, FAULT_OF_WINDOW, GUEST_FAULT, HALT, SystemState, VcpuPage,
+    exit_label,
+};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::address::{GuestPhysAddr, PhysAddr};
+use crate::context::{Extended, FpuState, Return, UserContext};
+use crate::cpu::End;
+use crate::ids::{CoreId, ServiceId, ThreadId, VcpuId};
+use crate::machine::Machine;
+use crate::service::Serving;
+use crate::state::State;
+use crate::svm::{Exit, Svm};
+use crate::syscall::Request;
+use crate::thread::{Maker, ThreadState};
+
+/// What a vCPU tells its platform before it may run.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Pending {
+    /// Nothing.
+    Nothing,
+    /// [`ExitReason::Started`].
+    Started,
+    /// [`ExitReason::Kicked`].
+    Kicked,
+    /// [`ExitReason::NmiWindow`].
+    NmiWindow,
+    /// [`ExitReason::MemoryLost`], with the address.
+    MemoryLost(u64),
+}
+
+/// Counters of a vCPU. Times are in TSC ticks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct VcpuCounters {
+    /// Exits that became calls to the platform.
+    pub exits: u64,
+    /// Misses that became calls to the memory's owner.
+    pub faults: u64,
+    /// Halts.
+    pub halts: u64,
+    /// Kicks.
+    pub kicks: u64,
+    /// Entries to guest mode.
+    pub entries: u64,
+    /// Time it was ready and another ran.
+    pub steal: u64,
+}
+
+/// A virtual processor.
+#[derive(Debug)]
+#[repr(C, align(4096))]
+pub struct Vcpu {
+    /// The processor's half. The first field, because it begins with a block that needs a page of its own.
+    pub hardware: Svm,
+    /// State that stays in the core between exits.
+    pub extended: Extended,
+    /// Its thread.
+    pub thread: ThreadId,
+    /// Its state page.
+    pub page: PhysAddr,
+    /// What it must tell first.
+    pub pending: Pending,
+    /// As in [`EntryControl::intercepts`].
+    pub intercepts: u32,
+    /// Since when it is ready and does not run.
+    pub ready_since: u64,
+    /// Counters.
+    pub counters: VcpuCounters,
+}
+
+const _: () = assert!(offset_of!(Vcpu, hardware) == 0 && offset_of!(Svm, vmcb) == 0);
+const _: () = assert!(size_of::<Vcpu>() == 2 * PAGE_SIZE);
+
+impl Vcpu {
+    /// One that is not there.
+    #[must_use]
+    pub const fn absent() -> Self {
+        Self {
+            hardware: Svm::new(),
+            extended: Extended::INITIAL,
+            thread: ThreadId::new(0),
+            page: PhysAddr(0),
+            pending: Pending::Nothing,
+            intercepts: 0,
+            ready_since: 0,
+            counters: VcpuCounters { exits: 0, faults: 0, halts: 0, kicks: 0, entries: 0, steal: 0 },
+        }
+    }
+}
+
+/// Where in a state page.
+const fn at(page: PhysAddr, offset: usize) -> PhysAddr {
+    PhysAddr(page.0 + offset as u64)
+}
+
+impl State {
+    /// The vCPU on this core left guest mode.
+    pub fn guest_exit<M: Machine>(&mut self, m: &mut M, core: CoreId) {
+        let Some((id, vcpu)) = self.current_vcpu(core) else { return };
+        // Another core may have stopped it.
+        if self.threads[id.index()].state != ThreadState::Ready {
+            self.reschedule(m, core);
+            return;
+        }
+        match self.vcpus[vcpu.index()].hardware.exit() {
+            Exit::Nothing => {}
+            Exit::Pause => {
+                self.charge(m.now(), core);
+                self.cores[core.index()].current = None;
+                self.enqueue(m, core, id, End::Back);
+                self.reschedule(m, core);
+            }
+            Exit::MachineCheck => m.machine_check(),
+            Exit::Memory { address, access } => {
+                let page = address / PAGE_SIZE as u64;
+                if self.guest.as_ref().is_some_and(|guest| guest.has_pages(page, 1)) {
+                    self.fault_call(m, core, id, GuestPhysAddr(address), access, Some(vcpu));
+                } else {
+                    self.exit_call(m, core, vcpu, ExitReason::Memory, [address, access, 0]);
+                }
+            }
+            Exit::Platform(reason, words) => self.exit_call(m, core, vcpu, reason, words),
+        }
+    }
+
+    fn current_vcpu(&self, core: CoreId) -> Option<(ThreadId, VcpuId)> {
+        let id = self.cores[core.index()].current?;
+        Some((id, self.threads[id.index()].vcpu?))
+    }
+
+    /// The last step before a core leaves the kernel: a vCPU that must tell something calls, and one that may run is made
+    /// ready to; whoever runs in the platform's service sees no stale page in the window.
+    #[inline]
+    pub fn settle<M: Machine>(&mut self, m: &mut M, core: CoreId) {
+        if self.guest.is_some() {
+            self.settle_guest(m, core);
+        }
+    }
+
+    fn settle_guest<M: Machine>(&mut self, m: &mut M, core: CoreId) {
+        while let Some((_, vcpu)) = self.current_vcpu(core) {
+            let this = &mut self.vcpus[vcpu.index()];
+            let (reason, word) = match core::mem::replace(&mut this.pending, Pending::Nothing) {
+                Pending::Nothing => return self.enter_guest(m, core, vcpu),
+                Pending::Started => (ExitReason::Started, 0),
+                Pending::Kicked => (ExitReason::Kicked, 0),
+                Pending::NmiWindow => (ExitReason::NmiWindow, 0),
+                Pending::MemoryLost(address) => (ExitReason::MemoryLost, address),
+            };
+            self.exit_call(m, core, vcpu, reason, [word, 0, 0]);
+        }
+        let generation = self.guest.as_ref().map_or(0, |guest| guest.generation);
+        let this = &mut self.cores[core.index()];
+        if this.current.is_some() && this.window_generation != generation {
+            this.window_generation = generation;
+            m.switch_address_space(this.space);
+        }
+    }
+
+    /// Makes everything ready for the way out to guest mode.
+    fn enter_guest<M: Machine>(&mut self, m: &mut M, core: CoreId, vcpu: VcpuId) {
+        let generation = self.guest.as_ref().map_or(0, |guest| guest.generation);
+        let (this, here) = (&mut self.vcpus[vcpu.index()], &mut self.cores[core.index()]);
+        if here.extended != Some(vcpu) {
+            // What was there before was saved when its scheduling context left the core.
+            here.extended = Some(vcpu);
+            m.load_extended(&this.extended);
+        }
+        let known = here.translations == Some((vcpu, generation));
+        here.translations = Some((vcpu, generation));
+        this.hardware.enter(!known);
+        this.counters.entries += 1;
+        m.begin_guest();
+    }
+
+    /// Saves what a vCPU left in this core, when its scheduling context is not the one that goes on here.
+    pub(crate) fn save_extended<M: Machine>(&mut self, m: &mut M, core: CoreId) {
+        let here = &mut self.cores[core.index()];
+        let Some(owner) = here.extended else { return };
+        let context = self.vcpus[owner.index()].thread;
+        if here.current.is_none_or(|id| self.threads[id.index()].on != context) {
+            here.extended = None;
+            m.save_extended(&mut self.vcpus[owner.index()].extended);
+        }
+    }
+
+    /// The vCPU that is current here calls its platform.
+    fn exit_call<M: Machine>(
+        &mut self,
+        m: &mut M,
+        core: CoreId,
+        vcpu: VcpuId,
+        reason: ExitReason,
+        words: [u64; 3],
+    ) {
+        let Some(platform) = self.guest.as_ref().map(|guest| guest.platform) else { return };
+        let Vcpu { hardware, thread: id, page, intercepts, counters, extended, .. } =
+            &mut self.vcpus[vcpu.index()];
+        counters.exits += 1;
+        // One that the node's interrupt ended has not been looked at.
+        hardware.complete();
+        let registers = &mut self.threads[id.index()].context.registers;
+        hardware.store_registers(registers);
+        m.write(*page, registers.as_bytes());
+        m.write(at(*page, offset_of!(VcpuPage, control)), hardware.control(*intercepts).as_bytes());
+        m.write(at(*page, offset_of!(VcpuPage, mode)), hardware.mode().as_bytes());
+        let (length, fetched, bytes) = hardware.instruction();
+        m.write_u64(at(*page, offset_of!(VcpuPage, instruction_length)), length);
+        if fetched != 0 {
+            m.write(at(*page, offset_of!(VcpuPage, instruction)), &bytes);
+        }
+        m.write(at(*page, offset_of!(VcpuPage, instruction_bytes)), &[fetched]);
+        if reason == ExitReason::Started {
+            let state = hardware.system(extended.xcr0);
+            m.write(at(*page, offset_of!(VcpuPage, system)), state.as_bytes());
+        }
+        let [first, second, third] = words;
+        let id = *id;
+        let words = [u64::from(vcpu.0), first, second, third];
+        self.kernel_call(m, core, id, platform, Maker::Exit, exit_label(reason), words);
+    }
+
+    /// The thread that is current here, a vCPU's or one of the platform's service, asks for a page of guest memory.
+    pub(crate) fn fault_call<M: Machine>(
+        &mut self,
+        m: &mut M,
+        core: CoreId,
+        id: ThreadId,
+        address: GuestPhysAddr,
+        access: u64,
+        vcpu: Option<VcpuId>,
+    ) {
+        let Some(owner) = self.guest.as_ref().map(|guest| guest.memory) else { return };
+        if let Some(vcpu) = vcpu {
+            self.vcpus[vcpu.index()].counters.faults += 1;
+        }
+        let who = vcpu.map_or(FAULT_OF_WINDOW, |vcpu| u64::from(vcpu.0));
+        let words = [address.0, access, who, 0];
+        self.kernel_call(m, core, id, owner, Maker::Fault, Label::new(GUEST_FAULT, 0), words);
+    }
+
+    /// A call of the kernel's for the current thread of this core. The server runs now if it can, on the caller's time.
+    #[expect(clippy::too_many_arguments, reason = "a whole message")]
+    fn kernel_call<M: Machine>(
+        &mut self,
+        m: &mut M,
+        core: CoreId,
+        id: ThreadId,
+        target: ServiceId,
+        maker: Maker,
+        label: Label,
+        words: [u64; 4],
+    ) {
+        let caller = &mut self.threads[id.index()];
+        caller.token = caller.token.next();
+        (caller.maker, caller.kernel_message) = (maker, (label, words));
+        let server = &mut self.services[target.index()];
+        if server.receivers != 0 && server.serving == Serving::OnCallersTime {
+            let thread = server.take_receiver();
+            self.threads[id.index()].state = ThreadState::AwaitingReply { server: target };
+            self.threads[id.index()].activation = 0;
+            self.lend(id, thread);
+            self.deliver(m, id, thread);
+            let root = self.threads[thread.index()].root;
+            self.pass_on(m, core, thread, root);
+        } else if server.state == ServiceState::Down {
+            self.threads[id.index()].maker = Maker::Thread;
+            self.memory_lost(m, core, id, words[0]);
+            self.reschedule(m, core);
+        } else {
+            self.queue_call(m, core, id, target);
+            self.reschedule(m, core);
+        }
+    }
+
+    /// Goes on with another thread on the same scheduling context, whose service may be the same.
+    fn pass_on<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId, root: PhysAddr) {
+        if self.cores[core.index()].space == root {
+            let this = &mut self.cores[core.index()];
+            this.current = Some(id);
+            this.switches += 1;
+        } else {
+            self.hand_over(m, core, id, root);
+        }
+    }
+
+    /// The fast way of a receive, when the call that it replies to was the kernel's: nothing has changed when `None`.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn fast_resume<M: Machine>(
+        &mut self,
+        m: &mut M,
+        core: CoreId,
+        id: ThreadId,
+        caller: ThreadId,
+    ) -> Option<ThreadId> {
+        let server = &self.threads[id.index()];
+        let registers = &server.context.registers;
+        let (mask, deadline, label) = (registers.r13, registers.r12, Label(registers.rsi));
+        let (slot_bit, service) = (server.slot_bit, server.service);
+        let waiting = &self.threads[caller.index()];
+        if label.method() != 0 {
+            return None;
+        }
+        if let Some(vcpu) = waiting.vcpu {
+            let this = &self.vcpus[vcpu.index()];
+            let activity = offset_of!(VcpuPage, control) + offset_of!(EntryControl, activity);
+            let halts = waiting.maker == Maker::Exit && m.read_u32(at(this.page, activity)) & HALT != 0;
+            if halts || this.pending != Pending::Nothing {
+                return None;
+            }
+        }
+        self.services[service.index()].receivers |= slot_bit;
+        let [to, from] = self.threads.pair_mut(caller.index(), id.index())?;
+        from.state = ThreadState::Receiving { mask };
+        from.activation = 0;
+        from.lender = None;
+        let context = core::mem::replace(&mut from.on, id);
+        to.lent_to = None;
+        let root = to.root;
+        self.threads[context.index()].runs = caller;
+        self.watch(m, core, id, deadline);
+        self.pass_on(m, core, caller, root);
+        self.end_kernel_call(m, core, caller, label);
+        self.settle(m, core);
+        self.cores[core.index()].current
+    }
+
+    /// The reply to a call of the kernel's came. The caller is ready again, or halted.
+    pub(crate) fn end_kernel_call<M: Machine>(
+        &mut self,
+        m: &mut M,
+        core: CoreId,
+        id: ThreadId,
+        label: Label,
+    ) {
+        let thread = &mut self.threads[id.index()];
+        let maker = core::mem::replace(&mut thread.maker, Maker::Thread);
+        thread.state = ThreadState::Ready;
+        match (maker, thread.vcpu) {
+            (Maker::Exit, Some(vcpu)) => self.load_page(m, core, id, vcpu),
+            _ if label.method() != 0 => {
+                let (_, [address, ..]) = thread.kernel_message;
+                self.memory_lost(m, core, id, address);
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes over what the platform left in a vCPU's state page. All of it is a claim: what the processor does not check
+    /// at `VMRUN` is the guest's alone.
+    fn load_page<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId, vcpu: VcpuId) {
+        let Vcpu { hardware, page, pending, intercepts, counters, extended, .. } =
+            &mut self.vcpus[vcpu.index()];
+        let thread = &mut self.threads[id.index()];
+        let mut registers = UserRegisters::ZERO;
+        m.read(*page, registers.as_mut_bytes());
+        hardware.load_registers(&registers);
+        thread.context.registers = registers;
+        let mut control = EntryControl::new_zeroed();
+        m.read(at(*page, offset_of!(VcpuPage, control)), control.as_mut_bytes());
+        hardware.load_control(&control);
+        *intercepts = control.intercepts;
+        if control.dirty & DIRTY_SYSTEM != 0 {
+            let mut state = SystemState::new_zeroed();
+            m.read(at(*page, offset_of!(VcpuPage, system)), state.as_mut_bytes());
+            hardware.load_system(&state);
+            let reset = state.reset_fpu != 0;
+            let xcr0 = hardware.legal_xcr0(state.xcr0);
+            if reset || xcr0 != extended.xcr0 {
+                // If the core has the old one: it is loaded anew at the entry.
+                let here = &mut self.cores[core.index()];
+                if here.extended == Some(vcpu) {
+                    here.extended = None;
+                    m.save_extended(extended);
+                }
+                extended.xcr0 = xcr0;
+                if reset {
+                    *extended = Extended { xcr0, ..Extended::INITIAL };
+                    thread.context.fpu = FpuState::INITIAL;
+                }
+            }
+        }
+        if *pending == Pending::Nothing && hardware.nmi_window(&control) {
+            *pending = Pending::NmiWindow;
+        }
+        let halts = control.activity & HALT != 0 && *pending == Pending::Nothing;
+        if halts {
+            thread.state = ThreadState::Halted;
+            counters.halts += 1;
+        }
+        thread.deadline = NEVER;
+        self.watch(m, core, id, control.deadline);
+    }
+
+    /// Makes a vCPU come to its platform.
+    pub(crate) fn kick<M: Machine>(&mut self, m: &mut M, core: CoreId, vcpu: VcpuId) {
+        let this = &mut self.vcpus[vcpu.index()];
+        let id = this.thread;
+        let state = self.threads[id.index()].state;
+        if state == ThreadState::Unused {
+            return;
+        }
+        this.counters.kicks += 1;
+        if this.pending == Pending::Nothing {
+            this.pending = Pending::Kicked;
+        }
+        match state {
+            ThreadState::Halted => self.make_ready(m, core, id, 0),
+            ThreadState::Ready => {
+                if let Some(there) = self.core_running(id).filter(|&there| there != core) {
+                    m.reschedule(there.index());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// [`ipc::abi::Syscall::VcpuStart`].
+    pub(crate) fn vcpu_start(&mut self, m: &mut impl Machine, request: &Request) -> Result<(), Error> {
+        let guest = self.guest_of(request, |guest| guest.platform)?;
+        let (features, [iopm, msrpm], nested) = (guest.features, guest.permission_maps, guest.nested.root());
+        let vcpu = self.known_vcpu(request.registers.rsi)?;
+        let this = &mut self.vcpus[vcpu.index()];
+        let id = this.thread;
+        // One that was stopped on another core may still be leaving it.
+        if self.threads[id.index()].state != ThreadState::Unused || self.core_running(id).is_some() {
+            return Err(Error::Again);
+        }
+        let this = &mut self.vcpus[vcpu.index()];
+        this.hardware.reset(features, iopm, msrpm, nested.start());
+        this.extended = Extended::INITIAL;
+        (this.pending, this.intercepts) = (Pending::Started, 0);
+        self.threads[id.index()].context = UserContext {
+            registers: UserRegisters::ZERO,
+            resume: Return::Guest,
+            control_block: m.physical_address(&this.hardware.vmcb).0,
+            fpu: FpuState::INITIAL,
+        };
+        self.threads[id.index()].maker = Maker::Thread;
+        self.make_ready(m, request.core, id, Outcome::Message as u64);
+        self.reschedule(m, request.core);
+        Ok(())
+    }
+
+    /// [`ipc::abi::Syscall::VcpuStop`].
+    pub(crate) fn vcpu_stop(&mut self, m: &mut impl Machine, request: &Request) -> Result<(), Error> {
+        self.guest_of(request, |guest| guest.platform)?;
+        let vcpu = self.known_vcpu(request.registers.rsi)?;
+        self.stop_vcpu(m, request.core, vcpu);
+        self.reschedule(m, request.core);
+        Ok(())
+    }
+
+    /// Ends a vCPU wherever it is.
+    pub(crate) fn stop_vcpu<M: Machine>(&mut self, m: &mut M, core: CoreId, vcpu: VcpuId) {
+        let id = self.vcpus[vcpu.index()].thread;
+        self.stop_thread(m, core, id);
+        self.vcpus[vcpu.index()].pending = Pending::Nothing;
+        for here in self.cores.iter_mut() {
+            if here.extended == Some(vcpu) {
+                here.extended = None;
+            }
+        }
+    }
+
+    /// [`ipc::abi::Syscall::VcpuKick`].
+    pub(crate) fn vcpu_kick(&mut self, m: &mut impl Machine, request: &Request) -> Result<(), Error> {
+        self.guest_of(request, |guest| guest.platform)?;
+        let vcpu = self.known_vcpu(request.registers.rsi)?;
+        self.kick(m, request.core, vcpu);
+        self.reschedule(m, request.core);
+        Ok(())
+    }
+
+    /// [`ipc::abi::Syscall::VcpuFetch`].
+    pub(crate) fn vcpu_fetch(&self, m: &mut impl Machine, request: &Request) -> Result<(), Error> {
+        self.guest_of(request, |guest| guest.platform)?;
+        let vcpu = self.known_vcpu(request.registers.rsi)?;
+        let Vcpu { hardware, thread, page, extended, .. } = &self.vcpus[vcpu.index()];
+        let thread = &self.threads[thread.index()];
+        if thread.maker != Maker::Exit || !matches!(thread.state, ThreadState::AwaitingReply { .. }) {
+            return Err(Error::Again);
+        }
+        let state = hardware.system(extended.xcr0);
+        m.write(at(*page, offset_of!(VcpuPage, system)), state.as_bytes());
+        Ok(())
+    }
+
+    /// [`ipc::abi::Syscall::VcpuPlace`].
+    pub(crate) fn vcpu_place(&mut self, m: &mut impl Machine, request: &Request) -> Result<(), Error> {
+        self.guest_of(request, |guest| guest.placement)?;
+        let vcpu = self.known_vcpu(request.registers.rsi)?;
+        let home = usize::try_from(request.registers.rdx).ok().filter(|&home| home < self.cores.len());
+        let home = CoreId::from_index(home.ok_or(Error::NoSuchItem)?);
+        // The scheduling context has the thread's number; what runs on it may be a service's thread.
+        let id = self.vcpus[vcpu.index()].thread;
+        let old = core::mem::replace(&mut self.threads[id.index()].core, home);
+        if old == home {
+            return Ok(());
+        }
+        let runs = self.threads[id.index()].runs;
+        if self.threads[id.index()].links.queued == crate::thread::Queued::Yes {
+            self.cores[old.index()].queue.remove(self.threads.places_mut(), id);
+            self.enqueue(m, request.core, runs, End::Back);
+        } else if let Some(there) = self.core_running(runs).filter(|&there| there != request.core) {
+            // It moves when that core looks.
+            m.reschedule(there.index());
+        }
+        self.reschedule(m, request.core);
+        Ok(())
+    }
+
+    /// What a vCPU does.
+    pub(crate) fn activity(&self, vcpu: VcpuId) -> VcpuActivity {
+        match self.threads[self.vcpus[vcpu.index()].thread.index()].state {
+            ThreadState::Unused => VcpuActivity::Stopped,
+            ThreadState::Ready => VcpuActivity::Running,
+            ThreadState::Halted => VcpuActivity::Halted,
+            _ => VcpuActivity::AtExit,
+        }
+    }
+}
