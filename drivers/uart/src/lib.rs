@@ -15,7 +15,9 @@ use core::fmt;
 use embedded_io::{Error, ErrorKind, ErrorType, Read, ReadReady, Write, WriteReady};
 
 pub use registers::{Register, Registers};
-use registers::{fifo_control, identification, line_control, line_status, modem_control, modem_status};
+use registers::{
+    fifo_control, identification, interrupt_enable, line_control, line_status, modem_control, modem_status,
+};
 
 /// Bytes that the transmitter's FIFO takes at once when it is empty.
 pub const FIFO_BYTES: usize = 16;
@@ -93,6 +95,15 @@ impl<R: Registers> Uart<R> {
     /// The registers again.
     pub fn into_registers(self) -> R {
         self.registers
+    }
+
+    /// Makes the device interrupt when bytes have come, until they are read. On a PC its line passes a gate that OUT2 opens.
+    pub fn interrupt_on_input(&mut self) {
+        self.registers.write(
+            Register::ModemControl,
+            modem_control::DTR | modem_control::RTS | modem_control::OUT2,
+        );
+        self.registers.write(Register::InterruptEnable, interrupt_enable::DATA_READY);
     }
 
     /// Gives the transmitter as many of the bytes as it takes at this moment; how many.

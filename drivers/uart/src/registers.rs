@@ -65,6 +65,11 @@ pub(crate) mod modem_control {
     pub(crate) const LOOPBACK: u8 = 0x10;
 }
 
+/// [`Register::InterruptEnable`].
+pub(crate) mod interrupt_enable {
+    pub(crate) const DATA_READY: u8 = 0x01;
+}
+
 /// [`Register::LineStatus`].
 pub(crate) mod line_status {
     pub(crate) const DATA_READY: u8 = 0x01;

@@ -114,6 +114,29 @@ pub struct Ports {
     pub count: u16,
 }
 
+/// A file of the image: memory that nobody ever writes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Blob {
+    pub(crate) region: Region,
+}
+
+/// The guest, as the service that holds it serves it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Guest {
+    /// Its handle.
+    pub handle: Handle,
+    /// Frames in its pool.
+    pub frames: u64,
+    /// Pages of its memory.
+    pub pages: u64,
+    /// Its vCPUs.
+    pub vcpus: u32,
+    /// Pages of its private memory.
+    pub private_pages: u32,
+    /// The number of its platform's service.
+    pub platform: u16,
+}
+
 /// A PCI function's configuration space.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct PciFunction {

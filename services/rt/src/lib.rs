@@ -19,6 +19,8 @@ pub mod endpoint;
 #[cfg(feature = "metal")]
 mod entry;
 #[cfg(feature = "metal")]
+pub mod guest;
+#[cfg(feature = "metal")]
 pub mod heap;
 #[cfg(feature = "metal")]
 mod hermit;
@@ -34,6 +36,8 @@ pub mod page;
 pub mod pci_access;
 #[cfg(feature = "metal")]
 pub mod ports;
+#[cfg(feature = "metal")]
+pub mod processor;
 #[cfg(feature = "metal")]
 pub mod region;
 #[cfg(feature = "metal")]

@@ -9,13 +9,24 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use ipc::channel::SharedWords;
 
-use crate::capability::{DeviceMemory, DmaRegion, Region};
+use crate::capability::{Blob, DeviceMemory, DmaRegion, Region};
 
 /// A number of the kernel's as an address or a size.
 #[expect(clippy::cast_possible_truncation, reason = "the only target is x86-64, where both are 64 bits wide")]
 pub(crate) const fn address(number: u64) -> usize {
     const { assert!(size_of::<usize>() == size_of::<u64>()) };
     number as usize
+}
+
+impl Blob {
+    /// Its bytes: whole pages.
+    #[must_use]
+    pub fn bytes(&self) -> &'static [u8] {
+        let base = ptr::with_exposed_provenance::<u8>(address(self.region.address));
+        // SAFETY: a `Blob` is only made from an entry that the kernel marks as constant, and it maps these pages, to read
+        // only, for as long as the service lives.
+        unsafe { core::slice::from_raw_parts(base, address(self.region.bytes)) }
+    }
 }
 
 impl Region {

@@ -2,13 +2,14 @@
 
 use core::fmt;
 
+use ipc::image::GUEST_CAPABILITY;
 use ipc::abi::{
-    CapabilityKind, ENTRY_KEPT, ENTRY_WRITABLE, Handle, MAX_CAPABILITIES, Name, START_MAGIC, StartEntry,
+    CapabilityKind, ENTRY_CONSTANT, ENTRY_KEPT, ENTRY_WRITABLE, Handle, MAX_CAPABILITIES, Name, START_MAGIC, StartEntry,
     StartPage,
 };
 
 use crate::capability::{
-    DeviceMemory, DmaRegion, Endpoint, Interrupt, Notification, PciFunction, Ports, Region,
+    Blob, DeviceMemory, DmaRegion, Guest, Endpoint, Interrupt, Notification, PciFunction, Ports, Region,
 };
 use crate::time::Clock;
 
@@ -186,6 +187,32 @@ impl<'a> Start<'a> {
     pub fn interrupt(&self, name: &str, index: u16) -> Result<Interrupt, Missing> {
         let entry = self.find(CapabilityKind::Interrupt, name, |entry| entry.index == index)?;
         Ok(Interrupt { handle: Handle(entry.handle), bits: entry.bits })
+    }
+
+    /// The file of this name.
+    ///
+    /// # Errors
+    /// [`Missing`].
+    pub fn blob(&self, name: &str) -> Result<Blob, Missing> {
+        let constant = |entry: &StartEntry| entry.flags & ENTRY_CONSTANT != 0;
+        self.find(CapabilityKind::Region, name, constant).map(|entry| Blob { region: Region::of(entry) })
+    }
+
+    /// The guest, or [`Missing`] also when the node cannot run one.
+    ///
+    /// # Errors
+    /// [`Missing`].
+    pub fn guest(&self) -> Result<Guest, Missing> {
+        let entry = self.find(CapabilityKind::Guest, GUEST_CAPABILITY, |_| true)?;
+        Ok(Guest {
+            handle: Handle(entry.handle),
+            frames: entry.address,
+            pages: entry.length,
+            // The two halves of a word.
+            vcpus: (entry.bits & 0xffff_ffff) as u32,
+            private_pages: (entry.bits >> 32) as u32,
+            platform: entry.index,
+        })
     }
 
     /// The PCI function of this name, or [`Missing`] also when the node has no such function.

@@ -412,6 +412,62 @@ pub fn refresh(old: Handle) -> Result<Handle, Error> {
     Ok(Handle(results.rdi))
 }
 
+/// Says what is at `count` pages of guest memory from page `first` on: the pool's frames from `frame` on, with `access`
+/// ([`ipc::abi::GUEST_ACCESS_READ`], say).
+///
+/// # Errors
+/// [`Error::Malformed`], [`Error::NoSuchItem`] for pages or frames that are not there, [`Error::Refused`] to all but the
+/// memory's owner.
+pub fn guest_map(guest: Handle, first: u64, frame: u64, count: u64, access: u64) -> Result<(), Error> {
+    let words = [frame, count, access, 0];
+    plain(Syscall::GuestMap, Arguments { rdi: guest.0, rsi: first, words, ..Arguments::default() }).map(drop)
+}
+
+fn vcpu(call: Syscall, guest: Handle, vcpu: u32, word: u64) -> Result<(), Error> {
+    let words = [word, 0, 0, 0];
+    plain(call, Arguments { rdi: guest.0, rsi: u64::from(vcpu), words, ..Arguments::default() }).map(drop)
+}
+
+/// Starts a vCPU.
+///
+/// # Errors
+/// [`Error::Again`] when it runs, [`Error::NoSuchItem`], [`Error::Refused`] to all but the platform; so are the next.
+pub fn vcpu_start(guest: Handle, number: u32) -> Result<(), Error> {
+    vcpu(Syscall::VcpuStart, guest, number, 0)
+}
+
+/// Stops a vCPU wherever it is.
+///
+/// # Errors
+/// As [`vcpu_start`].
+pub fn vcpu_stop(guest: Handle, number: u32) -> Result<(), Error> {
+    vcpu(Syscall::VcpuStop, guest, number, 0)
+}
+
+/// Makes a vCPU come soon.
+///
+/// # Errors
+/// As [`vcpu_start`].
+pub fn vcpu_kick(guest: Handle, number: u32) -> Result<(), Error> {
+    vcpu(Syscall::VcpuKick, guest, number, 0)
+}
+
+/// Has the whole state of a vCPU that is at an exit written to its state page.
+///
+/// # Errors
+/// [`Error::Again`] when it is not at an exit; else as [`vcpu_start`].
+pub fn vcpu_fetch(guest: Handle, number: u32) -> Result<(), Error> {
+    vcpu(Syscall::VcpuFetch, guest, number, 0)
+}
+
+/// Makes a core the home of a vCPU.
+///
+/// # Errors
+/// [`Error::NoSuchItem`], [`Error::Refused`] to all but the placement service.
+pub fn vcpu_place(guest: Handle, number: u32, core: u32) -> Result<(), Error> {
+    vcpu(Syscall::VcpuPlace, guest, number, u64::from(core))
+}
+
 /// How to leave the node.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u64)]
