@@ -1,0 +1,277 @@
+//! How a vCPU goes on after an exit: what it is told first, and until when it may run.
+
+use ipc::abi::NEVER;
+use ipc::vcpu::{
+    BLOCKED_BY_NMI, BLOCKED_BY_SHADOW, Event, ExitReason, HALT, Mode, WINDOW_INTERRUPT,
+    WINDOW_NMI,
+};
+
+use super::{Disposition, End, Host, Machine, Phase};
+use crate::boot::processor;
+use crate::emulate::{self, Stop, plain_length};
+use crate::memory::{GuestPhysAddr, GuestVirtAddr};
+use crate::walk::{self, Access, Privilege};
+use crate::walk_cache::WalkCache;
+
+const RFLAGS_TF: u64 = 1 << 8;
+const RFLAGS_IF: u64 = 1 << 9;
+const RFLAGS_RF: u64 = 1 << 16;
+const DR6_BS: u64 = 1 << 14;
+const DEBUG: u8 = 1;
+const EFER_LMA: u64 = 1 << 10;
+const SEGMENT_LONG: u32 = 1 << 9;
+const PAGE: u64 = ipc::abi::PAGE_SIZE as u64;
+/// The longest instruction that [`plain_length`] knows.
+const PLAIN: usize = 4;
+/// How soon a vCPU comes again that has an NMI to take and is in the handler of another: the processor tells of the
+/// handler's end only when it exits.
+const NMI_RETRY_MICROSECONDS: u64 = 50;
+
+/// Where instructions lie that exit again and again: their guest-physical addresses, by their virtual ones. The bytes there
+/// are compared at each use, so that an old entry costs time and never truth.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct CodeCache([Code; 8]);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Code {
+    rip: u64,
+    cr3: u64,
+    at: u64,
+}
+
+impl CodeCache {
+    fn entry(&mut self, rip: u64) -> &mut Code {
+        // Instructions that exit are rarely neighbours.
+        let index = (rip ^ rip >> 3 ^ rip >> 12) & 7;
+        &mut self.0[usize::try_from(index).unwrap_or(0)]
+    }
+}
+
+impl Machine {
+    /// The guest's time, which all devices have: ticks since its start.
+    pub(super) fn guest_now<H: Host>(&self, host: &H) -> u64 {
+        host.now().wrapping_add(self.tsc_offset)
+    }
+
+    /// A vCPU's TSC.
+    pub(super) fn cpu_now<H: Host>(&self, host: &H, vcpu: usize) -> u64 {
+        host.now().wrapping_add(self.cpus.get(vcpu).map_or(0, |cpu| cpu.tsc_offset))
+    }
+
+    /// How a vCPU reads instructions, with the CR3 that the guest knows of.
+    pub(super) fn mode<H: Host>(&self, host: &mut H, vcpu: usize) -> Mode {
+        let mode = host.page(vcpu).mode;
+        let walks = self.cpus.get(vcpu).and_then(|cpu| cpu.walks.as_ref());
+        Mode { cr3: walks.map_or(mode.cr3, WalkCache::guest_cr3), ..mode }
+    }
+
+    /// Goes past the instruction that made this exit. `false`: it is not there any more, or it got an exception.
+    #[inline]
+    pub(super) fn skip<H: Host>(&mut self, host: &mut H, vcpu: usize, reason: ExitReason) -> bool {
+        let page = host.page(vcpu);
+        if page.instruction_length != 0 {
+            let length = page.instruction_length;
+            self.advance(host, vcpu, length);
+            return true;
+        }
+        let (rip, mode) = (page.registers.rip, page.mode);
+        let long = mode.efer & EFER_LMA != 0 && mode.cs_attributes & SEGMENT_LONG != 0;
+        if let Some(cpu) = self.cpus.get_mut(vcpu) {
+            let code = cpu.code.entry(rip);
+            let mut bytes = [0; PLAIN];
+            if long
+                && code.rip == rip
+                && code.cr3 == mode.cr3
+                && host.read(GuestPhysAddr(code.at), &mut bytes).is_ok()
+                && let Some(length) = plain_length(reason, &bytes)
+            {
+                self.advance(host, vcpu, u64::from(length));
+                return true;
+            }
+        }
+        self.skip_slowly(host, vcpu, reason, long)
+    }
+
+    #[cold]
+    fn skip_slowly<H: Host>(&mut self, host: &mut H, vcpu: usize, reason: ExitReason, long: bool) -> bool {
+        let mut page = *host.page(vcpu);
+        let (rip, cr3) = (page.registers.rip, page.mode.cr3);
+        page.mode = self.mode(host, vcpu);
+        let mut view = self.view(host, vcpu, page.mode, page.registers.rflags);
+        match emulate::length_of(reason, &emulate::Vcpu::of(&mut page), &mut view) {
+            Ok(length) => {
+                if long && rip % PAGE <= PAGE - PLAIN as u64 {
+                    let privilege = Privilege::explicit(&page.mode, page.registers.rflags);
+                    let (processor, at) = (self.processor, GuestVirtAddr(rip));
+                    let translation =
+                        walk::translate(host, processor, &page.mode, privilege, at, Access::Execute);
+                    if let (Ok(translation), Some(cpu)) = (translation, self.cpus.get_mut(vcpu)) {
+                        *cpu.code.entry(rip) = Code { rip, cr3, at: translation.address.0 };
+                    }
+                }
+                self.advance(host, vcpu, u64::from(length));
+                true
+            }
+            Err(stop) => {
+                self.stopped(host, vcpu, stop);
+                false
+            }
+        }
+    }
+
+    /// Goes past an instruction of so many bytes; what its completion brings comes with it.
+    pub(super) fn advance<H: Host>(&mut self, host: &mut H, vcpu: usize, bytes: u64) {
+        let page = host.page(vcpu);
+        let mode = page.mode;
+        let next = page.registers.rip.wrapping_add(bytes);
+        let long = mode.efer & EFER_LMA != 0 && mode.cs_attributes & SEGMENT_LONG != 0;
+        page.registers.rip = if long { next } else { next & 0xffff_ffff };
+        self.completed(host, vcpu);
+    }
+
+    /// An instruction is complete: the shadow of the one before it ends, and a debugger that steps gets its exception.
+    pub(super) fn completed<H: Host>(&mut self, host: &mut H, vcpu: usize) {
+        let page = host.page(vcpu);
+        page.control.blocked &= !BLOCKED_BY_SHADOW;
+        page.registers.rflags &= !RFLAGS_RF;
+        if page.registers.rflags & RFLAGS_TF != 0 {
+            self.dirty(host, vcpu).dr6 |= DR6_BS;
+            self.inject(host, vcpu, Event::exception(DEBUG, None));
+        }
+    }
+
+    /// Gives the vCPU an event, unless one is being delivered already.
+    pub(super) fn inject<H: Host>(&mut self, host: &mut H, vcpu: usize, event: Event) {
+        let control = &mut host.page(vcpu).control;
+        if !control.event.is_some() {
+            control.event = event;
+        }
+    }
+
+    /// Gives the vCPU what an emulation ended with.
+    pub(super) fn stopped<H: Host>(&mut self, host: &mut H, vcpu: usize, stop: Stop) {
+        match stop {
+            Stop::Fault(fault) => {
+                if let Some(address) = fault.address {
+                    self.dirty(host, vcpu).cr2 = address.0;
+                }
+                self.inject(host, vcpu, fault.event);
+            }
+            // It executes what is there now.
+            Stop::Changed => {}
+            Stop::Unsupported(encoding) => self.end_with(host, vcpu, End::Unsupported(encoding)),
+        }
+    }
+
+    /// The end of an exit: says how the vCPU goes on.
+    #[inline]
+    pub(super) fn resume<H: Host>(&mut self, host: &mut H, vcpu: usize) -> Disposition {
+        if self.end.is_some() {
+            return Disposition::Ended;
+        }
+        let now = self.guest_now(host);
+        let device_event = if vcpu == 0 { self.ports.next_event(now) } else { None };
+        let device_event = device_event.map(|due| due.wrapping_sub(self.tsc_offset));
+        let Some(cpu) = self.cpus.get_mut(vcpu) else { return Disposition::Ended };
+        if cpu.init_pending || cpu.phase == Phase::WaitsForStartUp {
+            return self.park(host, vcpu);
+        }
+        let (node_now, offset) = (now.wrapping_sub(self.tsc_offset), cpu.tsc_offset);
+        let now = node_now.wrapping_add(offset);
+        if cpu.apic.next_due().is_some_and(|due| due <= now) {
+            cpu.apic.expire(now);
+        }
+        let page = host.page(vcpu);
+        let takes = page.registers.rflags & RFLAGS_IF != 0;
+        let control = &mut page.control;
+        // In the node's time, like all deadlines from here on.
+        let mut deadline = cpu.apic.next_due().map(|due| due.wrapping_sub(offset));
+        if let Some(event) = device_event {
+            deadline = Some(deadline.map_or(event, |due| due.min(event)));
+        }
+        let mut wakes = control.event.is_some();
+        if cpu.nmi_pending {
+            if control.event.is_some() || control.blocked & BLOCKED_BY_SHADOW != 0 {
+                control.window |= WINDOW_NMI;
+            } else if control.blocked & BLOCKED_BY_NMI != 0 {
+                control.window |= WINDOW_NMI;
+                let retry = node_now.saturating_add(self.timebase.ticks_at(NMI_RETRY_MICROSECONDS, 1_000_000));
+                deadline = Some(deadline.map_or(retry, |due| due.min(retry)));
+            } else {
+                cpu.nmi_pending = false;
+                control.event = Event::nmi();
+                wakes = true;
+            }
+        }
+        if cpu.apic.deliverable().is_some() {
+            if takes && !control.event.is_some() && control.blocked & BLOCKED_BY_SHADOW == 0 {
+                if let Some(vector) = cpu.apic.acknowledge() {
+                    control.event = Event::interrupt(vector);
+                    wakes = true;
+                }
+            } else {
+                control.window |= WINDOW_INTERRUPT;
+                wakes |= takes;
+            }
+        }
+        if cpu.phase == Phase::Halted {
+            if wakes {
+                cpu.phase = Phase::Running;
+            } else {
+                control.window = 0;
+                control.activity = HALT;
+            }
+        }
+        control.deadline = deadline.map_or(NEVER, |due| due.min(NEVER - 1));
+        if control.activity == HALT && !takes && !cpu.nmi_pending && self.all_halted(host, vcpu) {
+            return Disposition::Ended;
+        }
+        Disposition::Resume
+    }
+
+    /// A vCPU got an INIT: it waits for a start-up interrupt, if that did not come already.
+    fn park<H: Host>(&mut self, host: &mut H, vcpu: usize) -> Disposition {
+        let Some(cpu) = self.cpus.get_mut(vcpu) else { return Disposition::Ended };
+        if core::mem::take(&mut cpu.init_pending) {
+            cpu.apic.init_reset();
+            cpu.phase = Phase::WaitsForStartUp;
+        }
+        cpu.nmi_pending = false;
+        match cpu.start_up.take() {
+            Some(vector) => {
+                self.start_up(host, vcpu, vector);
+                Disposition::Resume
+            }
+            None => {
+                cpu.parked = true;
+                Disposition::Park
+            }
+        }
+    }
+
+    /// A vCPU begins in real mode, at the page that the start-up interrupt named.
+    pub(super) fn start_up<H: Host>(&mut self, host: &mut H, vcpu: usize, vector: u8) {
+        let Some(cpu) = self.cpus.get_mut(vcpu) else { return };
+        (cpu.parked, cpu.phase) = (false, Phase::Running);
+        host.fetch(vcpu);
+        let mut state = processor::init(&host.page(vcpu).system, self.signature());
+        processor::start_up(&mut state, vector);
+        self.begin(host, vcpu, &state);
+    }
+
+    /// Whether nothing can wake any vCPU again: then the guest is over.
+    fn all_halted<H: Host>(&mut self, host: &mut H, vcpu: usize) -> bool {
+        let dead = |(index, cpu): (usize, &super::Cpu)| match cpu.phase {
+            Phase::WaitsForStartUp => true,
+            Phase::Running => false,
+            Phase::Halted => {
+                index == vcpu || host.page(index).registers.rflags & RFLAGS_IF == 0 && !cpu.nmi_pending
+            }
+        };
+        let all = self.cpus.iter().enumerate().all(dead);
+        if all {
+            self.end_with(host, vcpu, End::HaltedForEver);
+        }
+        all
+    }
+}

@@ -1,0 +1,128 @@
+//! What the node gives the platform: guest memory through the window, state pages, and the kernel's calls for vCPUs.
+
+use ipc::abi::Token;
+use ipc::message::Message;
+use ipc::vcpu::{MAX_VCPUS, VcpuPage};
+use rt::capability::Guest;
+use rt::guest::{StatePages, Window};
+use rt::syscall;
+use vmm::machine::Host;
+use vmm::memory::{GuestMemory, GuestPhysAddr, NotMemory};
+
+use crate::terminal::Terminal;
+
+/// The node.
+pub struct Node {
+    guest: Guest,
+    window: Window,
+    pages: StatePages,
+    /// The console.
+    pub terminal: Terminal,
+    /// Of vCPUs whose exits are not answered yet.
+    parked: [Token; MAX_VCPUS],
+}
+
+impl Node {
+    /// The node of this guest; `None` when it was taken before.
+    pub fn take(guest: Guest, terminal: Terminal) -> Option<Self> {
+        let pages = StatePages::take(&guest)?;
+        Some(Self { guest, window: Window::new(&guest), pages, terminal, parked: [Token::NOBODY; MAX_VCPUS] })
+    }
+
+    /// The guest that the manifest describes.
+    pub const fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
+    /// Keeps the token of an exit.
+    pub fn park(&mut self, vcpu: usize, token: Token) {
+        if let Some(place) = self.parked.get_mut(vcpu) {
+            *place = token;
+        }
+    }
+
+    /// Starts every vCPU; whether all of them were stopped.
+    pub fn start(&mut self) -> bool {
+        (0..self.guest.vcpus).all(|vcpu| syscall::vcpu_start(self.guest.handle, vcpu).is_ok())
+    }
+
+    /// Stops every vCPU.
+    pub fn stop(&mut self) {
+        for vcpu in 0..self.guest.vcpus {
+            // There are as many as the manifest says.
+            let _ = syscall::vcpu_stop(self.guest.handle, vcpu);
+        }
+        self.parked = [Token::NOBODY; MAX_VCPUS];
+    }
+}
+
+fn number(vcpu: usize) -> u32 {
+    u32::try_from(vcpu).unwrap_or(u32::MAX)
+}
+
+impl GuestMemory for Node {
+    #[inline]
+    fn read(&self, at: GuestPhysAddr, into: &mut [u8]) -> Result<(), NotMemory> {
+        self.window.read(at.0, into).ok_or(NotMemory(at))
+    }
+
+    #[inline]
+    fn write(&mut self, at: GuestPhysAddr, bytes: &[u8]) -> Result<(), NotMemory> {
+        self.window.write(at.0, bytes).ok_or(NotMemory(at))
+    }
+
+    fn compare_exchange_u64(
+        &mut self,
+        at: GuestPhysAddr,
+        old: u64,
+        new: u64,
+    ) -> Result<Result<u64, u64>, NotMemory> {
+        self.window.compare_exchange_u64(at.0, old, new).ok_or(NotMemory(at))
+    }
+
+    fn compare_exchange_u32(
+        &mut self,
+        at: GuestPhysAddr,
+        old: u32,
+        new: u32,
+    ) -> Result<Result<u32, u32>, NotMemory> {
+        self.window.compare_exchange_u32(at.0, old, new).ok_or(NotMemory(at))
+    }
+}
+
+impl Host for Node {
+    #[inline]
+    fn now(&self) -> u64 {
+        rt::now()
+    }
+
+    #[inline]
+    fn page(&mut self, vcpu: usize) -> &mut VcpuPage {
+        self.pages.get(vcpu)
+    }
+
+    fn fetch(&mut self, vcpu: usize) {
+        // The vCPU is at an exit, or this is not asked.
+        let _ = syscall::vcpu_fetch(self.guest.handle, number(vcpu));
+    }
+
+    fn kick(&mut self, vcpu: usize) {
+        let _ = syscall::vcpu_kick(self.guest.handle, number(vcpu));
+    }
+
+    fn console_has_room(&mut self) -> bool {
+        !self.terminal.is_full()
+    }
+
+    fn console(&mut self, bytes: &[u8]) {
+        self.terminal.write(bytes);
+    }
+
+    fn unpark(&mut self, vcpu: usize) {
+        let token = self.parked.get_mut(vcpu).map(|place| core::mem::replace(place, Token::NOBODY));
+        if let Some(token) = token {
+            // One that was stopped meanwhile has no use for it.
+            let _ = syscall::reply(token, Message::default());
+        }
+    }
+}

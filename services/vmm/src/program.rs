@@ -1,0 +1,355 @@
+//! The loop: exits, calls, the console, and the guest's life from start to end.
+
+use core::fmt::{self, Write};
+use core::num::NonZeroU64;
+use core::time::Duration;
+
+use ipc::abi::{NEVER, RECEIVE_MESSAGES, Token};
+use ipc::guest::{AtEnd, BLOB_CONTENTS, BLOB_MAGIC, BlobHeader, CONFIG_BLOB, GuestConfig, INITRD_BLOB, KERNEL_BLOB};
+use ipc::interfaces::ept;
+use ipc::interfaces::vmm::{GuestStatus, INTERFACE, Server, dispatch};
+use ipc::message::{Caller, Message, Refused};
+use ipc::vcpu::ExitReason;
+use rt::capability::Endpoint;
+use rt::membership::{self, Membership};
+use rt::page::Page;
+use rt::start::Start;
+use rt::syscall::{self, Received, StopKind};
+use vmm::machine::{Disposition, Machine, Sources};
+use zerocopy::FromBytes;
+
+use crate::node::Node;
+use crate::terminal::Terminal;
+
+/// How often a console that took no more bytes is tried again.
+const CONSOLE_RETRY: Duration = Duration::from_millis(1);
+/// How long the log has to get out before the node is powered off.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// What the guest is made from; lies in the boot module.
+struct Files {
+    config: GuestConfig,
+    kernel: &'static [u8],
+    initrd: Option<&'static [u8]>,
+}
+
+/// The service.
+pub struct Program {
+    start: &'static Start<'static>,
+    node: Option<Node>,
+    files: Option<Files>,
+    machine: Option<Machine>,
+    memory: ept::Client<Endpoint>,
+    membership: Membership<Endpoint>,
+    memory_lost: u64,
+    starts: u64,
+    last_end: Text,
+    /// The console took no more bytes.
+    console_waits: bool,
+    /// When something is to be done that no message asks for.
+    due: u64,
+}
+
+impl Program {
+    /// The service as it starts; the guest starts with [`Program::run`].
+    ///
+    /// # Panics
+    /// When the manifest does not let it call the service of guest memory.
+    pub fn new(start: &'static Start<'static>) -> Self {
+        let memory = match start.endpoint("ept") {
+            Ok(endpoint) => ept::Client::new(endpoint),
+            Err(missing) => panic!("{missing}"),
+        };
+        let node = match start.guest() {
+            Ok(guest) => Node::take(guest, Terminal::open(start)),
+            Err(_) => {
+                defmt::warn!("no guest can run on this node: its processor has no AMD SVM with nested paging");
+                None
+            }
+        };
+        let files = match files(start) {
+            Ok(files) => Some(files),
+            Err(error) => {
+                defmt::error!("no guest: {=str}", error.as_str());
+                None
+            }
+        };
+        Self {
+            start,
+            node,
+            files,
+            machine: None,
+            memory,
+            membership: membership::own(env!("CARGO_PKG_VERSION"), Some(INTERFACE)),
+            memory_lost: start.incoming("memory-lost").unwrap_or(0),
+            starts: 0,
+            last_end: Text::new(),
+            console_waits: false,
+            due: 0,
+        }
+    }
+
+    /// Serves for ever.
+    pub fn run(mut self) -> ! {
+        if self.start.generation() > 0 && self.node.is_some() {
+            // The guest of the life before is gone with it.
+            self.over("crashed: its platform failed and was restarted");
+        } else {
+            self.start_guest();
+        }
+        let own = self.start.service() as usize;
+        let bits = self.memory_lost | self.node.as_ref().map_or(0, |node| node.terminal.bits());
+        let mut reply = (Token::NOBODY, Message::default());
+        loop {
+            let received = syscall::receive(reply.0, reply.1, RECEIVE_MESSAGES | bits, self.due);
+            reply = (Token::NOBODY, Message::default());
+            match received {
+                Ok(Received::Message(token, message)) if token.service() == own => {
+                    if self.exit(token, &message) {
+                        reply = (token, Message::default());
+                    }
+                }
+                Ok(Received::Message(token, message)) => {
+                    reply = (token, dispatch(&mut self, Caller::of(token), message, &mut Page));
+                }
+                Ok(Received::Notified(bits)) => self.notified(bits),
+                // The deadline.
+                Err(_) => {}
+            }
+            // Looked at each time: a flood of exits must not keep what is due from being done.
+            if rt::now() >= self.due {
+                if reply.0 != Token::NOBODY {
+                    // One that was stopped meanwhile has no use for it.
+                    let _ = syscall::reply(reply.0, reply.1);
+                    reply = (Token::NOBODY, Message::default());
+                }
+                if self.console_waits {
+                    self.console_ready();
+                }
+                membership::keep(&mut self.membership, rt::now());
+                self.due = self.deadline();
+            }
+        }
+    }
+
+    fn deadline(&self) -> u64 {
+        let retry = if self.console_waits { rt::deadline_in(CONSOLE_RETRY) } else { NEVER };
+        self.membership.due().min(retry)
+    }
+
+    /// An exit of a vCPU; whether it is answered now.
+    #[inline]
+    fn exit(&mut self, token: Token, message: &Message) -> bool {
+        let [vcpu, first, second, third] = message.words;
+        let (Some(node), Some(machine)) = (&mut self.node, &mut self.machine) else { return false };
+        let Some(reason) = ExitReason::from_number(message.label.method()) else { return false };
+        // The kernel numbers them.
+        let vcpu = usize::try_from(vcpu).unwrap_or(0);
+        let disposition = machine.exit(node, vcpu, reason, [first, second, third]);
+        if node.terminal.waits() && !self.console_waits {
+            self.console_waits = true;
+            self.due = self.due.min(rt::deadline_in(CONSOLE_RETRY));
+        }
+        match disposition {
+            Disposition::Resume => true,
+            Disposition::Park => {
+                node.park(vcpu, token);
+                false
+            }
+            Disposition::Ended => {
+                self.ended();
+                false
+            }
+        }
+    }
+
+    fn notified(&mut self, bits: u64) {
+        if bits & self.memory_lost != 0
+            && let (Some(node), Some(machine)) = (&mut self.node, &mut self.machine)
+        {
+            machine.memory_lost(node);
+            self.ended();
+        }
+        let Some(node) = &mut self.node else { return };
+        if bits & node.terminal.bits() == 0 {
+            return;
+        }
+        let mut bytes = [0; 64];
+        loop {
+            let count = node.terminal.read(&mut bytes);
+            let (Some(machine), Some(input)) = (&mut self.machine, bytes.get(..count)) else { return };
+            if input.is_empty() {
+                return;
+            }
+            machine.input(node, input);
+        }
+    }
+
+    fn console_ready(&mut self) {
+        let Some(node) = &mut self.node else { return };
+        node.terminal.flush();
+        self.console_waits = match &mut self.machine {
+            Some(machine) => machine.console_ready(node),
+            None => false,
+        } || node.terminal.waits();
+    }
+
+    /// Starts the guest; whether it runs now.
+    fn start_guest(&mut self) -> bool {
+        let (Some(node), Some(files), None) = (&mut self.node, &self.files, &self.machine) else { return false };
+        let Some(tsc_hz) = NonZeroU64::new(self.start.clock().hz()) else { return false };
+        let sources = Sources {
+            config: &files.config,
+            kernel: files.kernel,
+            initrd: files.initrd,
+            cpuid: rt::processor::cpuid,
+            tsc_hz,
+            unix_seconds: 0,
+            private_pages: node.guest().private_pages,
+        };
+        self.starts += 1;
+        match Machine::new(node, &sources) {
+            Ok(machine) => {
+                let started = node.start();
+                defmt::info!(
+                    "guest started: {=u8} vCPUs, {=u64} MiB",
+                    files.config.vcpus,
+                    files.config.pages / 256
+                );
+                self.machine = started.then_some(machine);
+                if !started {
+                    self.over("crashed: its vCPUs do not start");
+                }
+            }
+            Err(error) => self.over(&text(format_args!("refused: {error}"))),
+        }
+        self.machine.is_some()
+    }
+
+    /// The guest has ended by itself: tells how, and goes on as the configuration says.
+    fn ended(&mut self) {
+        let Some(machine) = self.machine.take() else { return };
+        if let Some(node) = &mut self.node {
+            node.stop();
+        }
+        let Some(report) = machine.end() else { return };
+        let end = text(format_args!("{}", report.end));
+        if end.starts_with("crashed") {
+            crate::report::tell(report, machine.console());
+        }
+        self.over(&end);
+    }
+
+    /// There is no guest any more: its memory goes back.
+    fn over(&mut self, end: &str) {
+        self.release();
+        defmt::info!("guest ended: {=str}", end);
+        self.last_end = text(format_args!("{end}"));
+        let again = match self.files.as_ref().map(|files| files.config.at_end) {
+            Some(AtEnd::Stay) => return,
+            Some(AtEnd::Again(times)) => self.starts < u64::from(times) && self.start.generation() == 0,
+            Some(AtEnd::PowerOff) | None => false,
+        };
+        if again {
+            self.start_guest();
+            return;
+        }
+        rt::sleep(LAST_WORDS);
+        if let Err(error) = syscall::stop_node(StopKind::PowerOff) {
+            defmt::error!("the node does not power off: {}", defmt::Display2Format(&error));
+        }
+    }
+
+    /// Gives the guest's memory back.
+    fn release(&mut self) {
+        loop {
+            match self.memory.release() {
+                Ok(false) => {}
+                Ok(true) => break,
+                Err(error) => {
+                    defmt::warn!("guest memory: {}", defmt::Display2Format(&error));
+                    let _ = self.memory.refresh();
+                    break;
+                }
+            }
+        }
+        if let Ok(Some(counters)) = self.memory.counters() {
+            defmt::info!(
+                "guest memory: {=u64} of {=u64} frames in use, {=u64} faults of vCPUs and window",
+                counters.frames.used,
+                counters.frames.total,
+                counters.faults.read_dormant + counters.faults.write_dormant + counters.faults.upgrade
+            );
+        }
+    }
+
+    fn status_now(&self) -> GuestStatus {
+        GuestStatus { running: self.machine.is_some(), starts: self.starts, last_end: self.last_end.clone() }
+    }
+}
+
+impl Server for Program {
+    fn start(&mut self, _caller: Caller) -> Result<GuestStatus, Refused> {
+        if self.start_guest() { Ok(self.status_now()) } else { Err(Refused) }
+    }
+
+    fn stop(&mut self, _caller: Caller) -> Result<GuestStatus, Refused> {
+        if self.machine.take().is_some() {
+            if let Some(node) = &mut self.node {
+                node.stop();
+            }
+            self.release();
+            self.last_end = text(format_args!("stopped"));
+            defmt::info!("guest ended: stopped");
+        }
+        Ok(self.status_now())
+    }
+
+    fn status(&mut self, _caller: Caller) -> Result<GuestStatus, Refused> {
+        Ok(self.status_now())
+    }
+}
+
+/// A line of text.
+type Text = heapless::String<128>;
+
+/// Text of what is told; what is too long is cut.
+fn text(told: fmt::Arguments<'_>) -> Text {
+    struct Cut(Text);
+    impl Write for Cut {
+        fn write_str(&mut self, part: &str) -> fmt::Result {
+            part.chars().try_for_each(|character| self.0.push(character).map_err(|_| fmt::Error))
+        }
+    }
+    let mut cut = Cut(Text::new());
+    // The error is that it is full.
+    let _ = cut.write_fmt(told);
+    cut.0
+}
+
+/// What the image brings for the guest.
+fn files(start: &Start<'_>) -> Result<Files, Text> {
+    let config = contents(start, CONFIG_BLOB)?;
+    let config = postcard::from_bytes(config).map_err(|error| text(format_args!("'{CONFIG_BLOB}': {error}")))?;
+    let initrd = match start.blob(INITRD_BLOB) {
+        Ok(_) => Some(contents(start, INITRD_BLOB)?),
+        Err(_) => None,
+    };
+    Ok(Files { config, kernel: contents(start, KERNEL_BLOB)?, initrd })
+}
+
+/// A file of the image, checked.
+fn contents(start: &Start<'_>, name: &str) -> Result<&'static [u8], Text> {
+    let blob = start.blob(name).map_err(|missing| text(format_args!("{missing}")))?.bytes();
+    let (header, _) = BlobHeader::read_from_prefix(blob).map_err(|_| text(format_args!("'{name}' is truncated")))?;
+    let contents = usize::try_from(header.bytes)
+        .ok()
+        .filter(|_| header.magic == BLOB_MAGIC)
+        .and_then(|bytes| blob.get(BLOB_CONTENTS..)?.get(..bytes))
+        .ok_or_else(|| text(format_args!("'{name}' is truncated")))?;
+    if crc32fast::hash(contents) == header.crc {
+        Ok(contents)
+    } else {
+        Err(text(format_args!("'{name}' is damaged (checksum)")))
+    }
+}
