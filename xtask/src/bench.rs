@@ -90,6 +90,7 @@ fn measure(benchmark: &Benchmark, built: &Built, directory: &Path) -> Result<Vec
     let mut cluster = Cluster::start(&Plan {
         built,
         module: None,
+        iso: None,
         boot: BootMethod::Direct,
         nodes: benchmark.nodes,
         cpus: benchmark.cpus,
@@ -115,7 +116,7 @@ fn measure(benchmark: &Benchmark, built: &Built, directory: &Path) -> Result<Vec
                 Event::Console(node, line) if line.contains(KERNEL_PANIC) => {
                     bail!("node {}: {line}", node + 1)
                 }
-                Event::Console(..) => {}
+                Event::Console(..) | Event::Output(..) => {}
                 Event::Ended(_, Ending::Passed) => return Ok(figures),
                 Event::Ended(node, ending) => bail!("node {} ended before its time: {ending:?}", node + 1),
             }

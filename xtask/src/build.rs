@@ -10,10 +10,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::bundle;
-use crate::manifest::{Manifest, Service};
+use crate::manifest::{Manifest, Overrides, Service};
 use crate::paths::{self, TARGET};
-use crate::process;
+use crate::{bundle, guest, process};
 
 /// What a node boots.
 #[derive(Debug)]
@@ -39,44 +38,80 @@ impl Built {
     }
 }
 
-/// Builds what `manifest` names.
+/// Builds what `manifest` names, its guest as a command line wants it.
 ///
 /// # Errors
-/// As [`build_all`].
-pub fn build(manifest: &Path) -> Result<Built> {
-    build_all(&[manifest])?.pop().context("nothing was built")
+/// The manifest is refused, the guest's parts are not there or not sound, a program does not build, or a service is over
+/// its budget.
+pub fn build(manifest: &Path, guest: &Overrides) -> Result<Built> {
+    let manifest_of = Manifest::load(manifest, guest)?;
+    // What is wrong with the guest is told before minutes of building.
+    let blobs = blobs(&manifest_of)?;
+    let programs = Programs::build([&manifest_of])?;
+    programs.bundle_with(manifest, manifest_of, &blobs)
 }
 
 /// Builds what each of several manifests names, in their order; the programs of all of them are built together.
 ///
 /// # Errors
-/// A manifest is refused, a program does not build, or a service is over its budget.
+/// As [`build`].
 pub fn build_all(paths: &[&Path]) -> Result<Vec<Built>> {
-    let manifests = paths.iter().map(|path| Manifest::load(path)).collect::<Result<Vec<_>>>()?;
-    let target = paths::target_directory()?;
-    process::run(&mut cargo_build(&["kernel"], &["kernel/metal".into()], &[]))
-        .context("the kernel does not build")?;
-    let services = ServiceBuild::of(manifests.iter().flat_map(|m| &m.services));
-    process::run(&mut services.command()).context("the services do not build")?;
-
-    let programs = target.join(TARGET).join("release");
-    paths.iter().zip(manifests).map(|(path, manifest)| bundle(path, manifest, &target, &programs)).collect()
+    let load = |path: &&Path| Manifest::load(path, &Overrides::default());
+    let manifests = paths.iter().map(load).collect::<Result<Vec<_>>>()?;
+    let programs = Programs::build(&manifests)?;
+    paths.iter().zip(manifests).map(|(path, manifest)| programs.bundle(path, manifest)).collect()
 }
 
-fn bundle(path: &Path, manifest: Manifest, target: &Path, programs: &Path) -> Result<Built> {
-    let output = target.join("unum").join(path.file_stem().unwrap_or_default());
-    fs::create_dir_all(&output).with_context(|| format!("{} cannot be made", output.display()))?;
-    let built = Built {
-        manifest,
-        kernel: programs.join("kernel"),
-        boot_kernel: output.join("kernel"),
-        module: output.join("unum.img"),
-        programs: programs.to_owned(),
-        output,
-    };
-    strip(&built.kernel, &built.boot_kernel)?;
-    bundle::write(&built.manifest, |service| built.elf_of(service), &built.module)?;
-    Ok(built)
+fn blobs(manifest: &Manifest) -> Result<Vec<bundle::Blob>> {
+    manifest.guest.as_ref().map_or_else(|| Ok(Vec::new()), guest::blobs)
+}
+
+/// The kernel and the services of some manifests.
+#[derive(Debug)]
+pub struct Programs {
+    target: PathBuf,
+    directory: PathBuf,
+}
+
+impl Programs {
+    /// Builds them.
+    ///
+    /// # Errors
+    /// One of them does not build.
+    pub fn build<'a>(manifests: impl IntoIterator<Item = &'a Manifest>) -> Result<Self> {
+        let target = paths::target_directory()?;
+        process::run(&mut cargo_build(&["kernel"], &["kernel/metal".into()], &[]))
+            .context("the kernel does not build")?;
+        let services = ServiceBuild::of(manifests.into_iter().flat_map(|m| &m.services));
+        process::run(&mut services.command()).context("the services do not build")?;
+        Ok(Self { directory: target.join(TARGET).join("release"), target })
+    }
+
+    /// Makes what a node boots, of one of the manifests. That of an earlier call for a manifest of the same name is
+    /// overwritten.
+    ///
+    /// # Errors
+    /// A service is over its budget, or the guest's parts are not there or not sound.
+    pub fn bundle(&self, path: &Path, manifest: Manifest) -> Result<Built> {
+        let blobs = blobs(&manifest)?;
+        self.bundle_with(path, manifest, &blobs)
+    }
+
+    fn bundle_with(&self, path: &Path, manifest: Manifest, blobs: &[bundle::Blob]) -> Result<Built> {
+        let output = self.target.join("unum").join(path.file_stem().unwrap_or_default());
+        fs::create_dir_all(&output).with_context(|| format!("{} cannot be made", output.display()))?;
+        let built = Built {
+            manifest,
+            kernel: self.directory.join("kernel"),
+            boot_kernel: output.join("kernel"),
+            module: output.join("unum.img"),
+            programs: self.directory.clone(),
+            output,
+        };
+        strip(&built.kernel, &built.boot_kernel)?;
+        bundle::write(&built.manifest, |service| built.elf_of(service), blobs, &built.module)?;
+        Ok(built)
+    }
 }
 
 /// The packages, features and programs of a set of services.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::build::Built;
+use crate::console::Keyboard;
 use crate::logs::{self, Collector, Colour, Line, Program, Source, Tables};
 use crate::manifest::Service;
 use crate::process::Child;
@@ -64,6 +65,8 @@ pub struct Plan<'a> {
     pub module: Option<&'a Path>,
     /// How they boot.
     pub boot: BootMethod,
+    /// The ISO, when it is not to be made of what was built.
+    pub iso: Option<&'a Path>,
     /// How many nodes.
     pub nodes: u8,
     /// Processors of each.
@@ -96,6 +99,8 @@ pub enum Recording {
 pub enum Event {
     /// A line of the log.
     Log(usize, Line),
+    /// Bytes on COM1; the lines that they end follow.
+    Output(usize, Vec<u8>),
     /// A line on COM1.
     Console(usize, String),
     /// The node ended; nothing more comes from it.
@@ -106,7 +111,9 @@ impl Event {
     /// The node, counted from 0.
     pub fn node(&self) -> usize {
         match self {
-            Self::Log(node, _) | Self::Console(node, _) | Self::Ended(node, _) => *node,
+            Self::Log(node, _) | Self::Output(node, _) | Self::Console(node, _) | Self::Ended(node, _) => {
+                *node
+            }
         }
     }
 }
@@ -127,6 +134,8 @@ struct Node {
     boot: BootMethod,
     directory: PathBuf,
     console: Tail,
+    /// Bochs has none.
+    keyboard: Option<Keyboard>,
     partial: String,
     started: Instant,
     state: State,
@@ -147,7 +156,10 @@ impl Cluster {
     pub fn start(plan: &Plan) -> Result<Self> {
         let iso = match plan.boot {
             BootMethod::Direct => None,
-            BootMethod::Bios | BootMethod::Uefi | BootMethod::Bochs => Some(image::make(plan.built)?),
+            BootMethod::Bios | BootMethod::Uefi | BootMethod::Bochs => Some(match plan.iso {
+                Some(iso) => iso.to_owned(),
+                None => image::make(plan.built)?,
+            }),
         };
         let count = usize::from(plan.nodes);
         let switch = match plan.boot {
@@ -212,6 +224,13 @@ impl Cluster {
         }
         let event = |line: Line| Event::Log(usize::from(line.node).saturating_sub(1), line);
         Ok(lines.into_iter().map(event).collect())
+    }
+
+    /// Types at a node's console, which is the guest's.
+    pub fn send(&mut self, node: usize, bytes: &[u8]) {
+        if let Some(keyboard) = self.nodes.get_mut(node).and_then(|node| node.keyboard.as_mut()) {
+            keyboard.send(bytes);
+        }
     }
 
     /// Cuts the first node's link to all others.
@@ -326,6 +345,7 @@ impl Node {
             _input: input,
             boot: plan.boot,
             console: Tail::new(directory.join(qemu::CONSOLE)),
+            keyboard: (plan.boot != BootMethod::Bochs).then(|| Keyboard::new(directory.join(qemu::KEYBOARD))),
             directory,
             partial: String::new(),
             started,
@@ -340,7 +360,12 @@ impl Node {
         }
         // Asked before reading: what an emulator wrote before it ended is read.
         let status = self.child.try_wait()?;
-        let console = String::from_utf8_lossy(&self.console.read()?).into_owned();
+        if let Some(keyboard) = &mut self.keyboard {
+            keyboard.poll()?;
+        }
+        let output = self.console.read()?;
+        let console = String::from_utf8_lossy(&output).into_owned();
+        events.extend((!output.is_empty()).then_some(Event::Output(index, output)));
         events.extend(lines(&mut self.partial, &console).into_iter().map(|line| Event::Console(index, line)));
         if let Some(status) = status {
             let rest = std::mem::take(&mut self.partial);

@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::build::{self, Built};
+use crate::manifest::Overrides;
 use crate::setup::{self, Tool};
 use crate::{paths, process, sizes};
 
@@ -42,7 +43,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// A tool is missing, the manifest does not build, or the ISO cannot be made.
 pub fn build(manifest: &Path) -> Result<PathBuf> {
     setup::ensure(&[Tool::Grub])?;
-    make(&build::build(manifest)?)
+    make(&build::build(manifest, &Overrides::default())?)
 }
 
 /// Makes the ISO of what was built.

@@ -6,8 +6,11 @@ mod build;
 mod bundle;
 mod check;
 mod cluster;
+mod console;
 mod disk;
 mod flash;
+mod given;
+mod guest;
 mod host_tests;
 mod image;
 mod lines;
@@ -19,10 +22,12 @@ mod qemu;
 mod run;
 mod scenario;
 mod scenarios;
+mod script;
 mod setup;
 mod show_logs;
 mod sizes;
 mod switch;
+mod terminal;
 mod test;
 
 use std::process::ExitCode;
@@ -89,6 +94,12 @@ mod tests {
         let parse = |line: &str| Command::try_parse_from(line.split(' '));
         assert!(matches!(
             parse("xtask run --nodes 3 --cpus 4 --memory 1G --gdb --verbose --timeout 5"),
+            Ok(Command::Run(_))
+        ));
+        assert!(matches!(
+            parse(
+                "xtask run --guest-kernel a --guest-initrd b --guest-cpus 4 --guest-memory 1G --walk-cache"
+            ),
             Ok(Command::Run(_))
         ));
         assert!(matches!(parse("xtask test --only boot --list"), Ok(Command::Test(_))));

@@ -1,7 +1,8 @@
 //! A node in QEMU: emulated by TCG, as every machine can, and never by KVM.
 //!
-//! COM1 (the kernel's plain text) and COM2 (the log) go to files in the node's directory. QEMU writes there too why a
-//! processor was reset: a triple fault ends QEMU with success, and is told from a power-off only so.
+//! COM1 (the kernel's plain text and the guest's console) and COM2 (the log) go to files in the node's directory; what is
+//! typed at COM1 comes from a socket there. QEMU writes there too why a processor was reset: a triple fault ends QEMU with
+//! success, and is told from a power-off only so.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -18,6 +19,8 @@ use crate::setup;
 
 /// COM1's text, in a node's directory.
 pub const CONSOLE: &str = "com1.txt";
+/// The socket that takes what is typed at COM1, in a node's directory.
+pub const KEYBOARD: &str = "com1.sock";
 /// COM2's bytes, in a node's directory.
 pub const LOG: &str = "com2.bin";
 /// What the emulator itself printed, in a node's directory.
@@ -130,14 +133,10 @@ fn arguments(node: &Node, firmware: Option<&(PathBuf, PathBuf)>) -> Vec<String> 
     add(&["-name", &format!("node-{}", node.number)]);
     add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     add(&["-d", "cpu_reset", "-D", &node.directory.join(RESETS).display().to_string()]);
-    for name in [CONSOLE, LOG] {
-        add(&[
-            "-chardev",
-            &format!("file,id={name},path={}", file(name)),
-            "-serial",
-            &format!("chardev:{name}"),
-        ]);
-    }
+    let (keyboard, console) = (file(KEYBOARD), file(CONSOLE));
+    let com1 = format!("socket,id=com1,path={keyboard},server=on,wait=off,logfile={console}");
+    let com2 = format!("file,id=com2,path={}", file(LOG));
+    add(&["-chardev", &com1, "-serial", "chardev:com1", "-chardev", &com2, "-serial", "chardev:com2"]);
     add(&["-monitor", &format!("unix:{},server=on,wait=off", file(MONITOR))]);
     add(&["-device", VERDICT_PORT]);
     match &node.boot {
@@ -250,6 +249,7 @@ mod tests {
         let text = line(&direct);
         assert!(text.contains("-kernel kernel -initrd a,,b.img"), "{text}");
         assert!(text.contains("-smp 2 -m 256M") && text.contains("accel=tcg"), "{text}");
+        assert!(text.contains("path=run/node-10/com1.sock,server=on,wait=off,logfile=run/node-10/com1.txt"));
         assert!(!text.contains("netdev") && !text.contains("icount") && !text.contains("gdb"), "{text}");
         let iso = node(Boot::Bios("a.iso".into()));
         assert!(line(&iso).contains("file=a.iso"));

@@ -1,92 +1,103 @@
-//! `cargo xtask run`: nodes in QEMU, joined by the virtual switch.
+//! `cargo xtask run`: nodes in QEMU, joined by the virtual switch, and the guest's console.
+
+mod arguments;
+mod outcome;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use crate::cluster::{ALL_UP, BootMethod, Cluster, Event, FRAMES_FILE, LOG_FILE, Plan, Recording};
+pub use arguments::Arguments;
+pub use outcome::Outcome;
+
+use crate::build::{self, Built};
+use crate::cluster::{BootMethod, Cluster, Event, FRAMES_FILE, LOG_FILE, Plan, Recording};
+use crate::given::{self, Given};
+use crate::guest::initrd::GREETING;
 use crate::logs::Colour;
-use crate::paths::{self, RunDirectory};
+use crate::manifest::{Guest, InitrdSource};
+use crate::paths::RunDirectory;
 use crate::process::{POLL, interrupted};
-use crate::qemu::{Clock, Ending};
-use crate::setup;
-use crate::switch::Impairment;
-use crate::{build, image, logs};
+use crate::qemu::Clock;
+use crate::terminal::{self, Terminal, Typed};
+use crate::{logs, setup};
+use arguments::Mebibytes;
+use outcome::Watcher;
 
 /// Where the first node waits for a debugger.
 const GDB_PORT: u16 = 1234;
+/// The least memory of a node in MiB when none is asked for.
+const DEFAULT_MIB: u32 = 512;
+/// What a node needs in MiB beside its guest's memory and its image.
+const MARGIN_MIB: u64 = 64;
 
-/// Builds Unum and runs it on nodes in QEMU, until they end or Ctrl-C.
-///
-/// The terminal shows the first node's console (COM1); all nodes' logs go, merged, to .unum/run/log.txt.
-/// Exit code: 0 when every node powered off or reported success, or when --timeout passed after all services came
-/// up; 3 when a node reported failure; 4 when a node crashed; 5 when --timeout passed before; 130 after Ctrl-C;
-/// 1 when the run could not be made.
-#[derive(clap::Args, Debug)]
-#[command(verbatim_doc_comment)]
-pub struct Arguments {
-    /// Nodes to run
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
-    nodes: u8,
-    /// Processors of each node
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
-    cpus: u32,
-    /// Memory of each node, as 512M or 2G
-    #[arg(long, default_value = "512M", value_parser = parse_memory)]
-    memory: Mebibytes,
-    /// The manifest: which services the nodes run, and what each may do
-    #[arg(long, default_value = image::DEFAULT_MANIFEST, value_parser = paths::of_user)]
-    manifest: PathBuf,
-    /// Let each node wait for a debugger before its first instruction
-    #[arg(long)]
-    gdb: bool,
-    /// Show the merged log on the terminal, too
-    #[arg(long)]
-    verbose: bool,
-    /// What the network does to frames, as "loss=1%,dup=0.1%,reorder=1%,corrupt=10ppm,delay=2ms,jitter=1ms"
-    #[arg(long, default_value = "")]
-    network: Impairment,
-    /// Record the network's frames in .unum/run/network.pcap
-    #[arg(long)]
-    record: bool,
-    /// Stop after so many seconds
-    #[arg(long)]
-    timeout: Option<u64>,
+/// What the nodes boot, and what is known of the guest in it.
+struct Boot {
+    method: BootMethod,
+    iso: Option<PathBuf>,
+    module: Option<PathBuf>,
+    /// Memory of the guest in bytes; `None`: there is none.
+    guest_bytes: Option<u64>,
+    /// What the guest says once it reads its console; `None`: it may read it from the start.
+    greeting: Option<&'static str>,
+    bytes: u64,
 }
 
-/// Memory in MiB.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Mebibytes(u32);
-
-/// How a run ended.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum Outcome {
-    /// Every node ended as it should, or was stopped in good health.
-    Good,
-    /// The time was over before all services were up.
-    TooSlow,
-    /// A node reported a failure.
-    Failed,
-    /// A node had a triple fault, or its QEMU died.
-    Crashed,
-    /// Ctrl-C.
-    Interrupted,
-}
-
-impl Outcome {
-    /// The exit code that says so.
-    pub const fn exit_code(self) -> u8 {
-        match self {
-            Self::Good => 0,
-            Self::Failed => 3,
-            Self::Crashed => 4,
-            Self::TooSlow => 5,
-            Self::Interrupted => 130,
-        }
+impl Boot {
+    fn of(given: Option<Given>, built: &Built) -> Result<Self> {
+        let size = |path: &PathBuf| {
+            let metadata = std::fs::metadata(path);
+            metadata.map(|file| file.len()).with_context(|| format!("{} is missing", path.display()))
+        };
+        let guest = built.manifest.guest.as_ref();
+        let boot = Self {
+            method: BootMethod::Direct,
+            iso: None,
+            module: None,
+            guest_bytes: guest.map(Guest::ram_bytes),
+            greeting: guest.and_then(|guest| match guest.initrd {
+                InitrdSource::Shell | InitrdSource::Kit => Some(GREETING),
+                InitrdSource::None | InitrdSource::File(_) => None,
+            }),
+            bytes: size(&built.module)?,
+        };
+        Ok(match given {
+            None => boot,
+            // It may be of any manifest; most likely it is of this one.
+            Some(Given::Iso(iso)) => {
+                Self { method: BootMethod::Bios, bytes: size(&iso)?, iso: Some(iso), greeting: None, ..boot }
+            }
+            Some(Given::Module { path, guest_bytes }) => {
+                Self { bytes: size(&path)?, module: Some(path), guest_bytes, greeting: None, ..boot }
+            }
+        })
     }
+
+    /// The memory of a node in MiB.
+    fn memory(&self, asked: Option<Mebibytes>) -> Result<u32> {
+        let needed = needed_mib(0, self.bytes);
+        let Some(Mebibytes(asked)) = asked else {
+            let enough = needed_mib(self.guest_bytes.unwrap_or(0), self.bytes);
+            return Ok(u32::try_from(enough).unwrap_or(u32::MAX).max(DEFAULT_MIB));
+        };
+        ensure!(
+            u64::from(asked) >= needed,
+            "a node needs at least {needed}M for this image, and has {asked}M"
+        );
+        Ok(asked)
+    }
+}
+
+/// The memory in MiB that a node needs for its guest and its image.
+fn needed_mib(guest_bytes: u64, image_bytes: u64) -> u64 {
+    guest_bytes.saturating_add(image_bytes).div_ceil(1 << 20) + MARGIN_MIB
+}
+
+/// The memory in MiB that suffices for a node with this guest and an image of so many bytes.
+pub fn node_memory(guest: Option<&Guest>, image_bytes: u64) -> u32 {
+    u32::try_from(needed_mib(guest.map_or(0, Guest::ram_bytes), image_bytes)).unwrap_or(u32::MAX)
 }
 
 /// Runs the command.
@@ -94,16 +105,20 @@ impl Outcome {
 /// # Errors
 /// The run cannot be made.
 pub fn run(arguments: &Arguments) -> Result<Outcome> {
+    let given = arguments.image.as_deref().map(given::look_at).transpose()?;
     setup::ensure(BootMethod::Direct.tools())?;
     let directory = RunDirectory::claim("run")?;
-    let built = build::build(&arguments.manifest)?;
+    let built = build::build(&arguments.manifest, &arguments.guest.overrides())?;
+    let boot = Boot::of(given, &built)?;
+    let memory_mib = boot.memory(arguments.memory)?;
     let plan = Plan {
         built: &built,
-        module: None,
-        boot: BootMethod::Direct,
+        module: boot.module.as_deref(),
+        boot: boot.method,
+        iso: boot.iso.as_deref(),
         nodes: arguments.nodes,
         cpus: arguments.cpus,
-        memory_mib: arguments.memory.0,
+        memory_mib,
         clock: Clock::Wall,
         gdb: arguments.gdb.then_some(GDB_PORT),
         network: arguments.network,
@@ -112,14 +127,13 @@ pub fn run(arguments: &Arguments) -> Result<Outcome> {
     };
     let mut cluster = Cluster::start(&plan)?;
     for (number, port) in (1..=arguments.nodes).zip(GDB_PORT..) {
-        eprintln!("node {number}: booting ({} processors, {} MiB)", arguments.cpus, arguments.memory.0);
+        eprintln!("node {number}: booting ({} processors, {memory_mib} MiB)", arguments.cpus);
         if arguments.gdb {
             let kernel = built.kernel.display();
             eprintln!("node {number}: waits for: gdb {kernel} -ex 'target remote :{port}'");
         }
     }
-    let deadline = arguments.timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let outcome = watch(&mut cluster, arguments, deadline)?;
+    let outcome = watch(&mut cluster, arguments, &boot)?;
     eprint!("{}", cluster.network());
     drop(cluster);
     eprintln!("log: {}", directory.path().join(LOG_FILE).display());
@@ -129,141 +143,120 @@ pub fn run(arguments: &Arguments) -> Result<Outcome> {
     Ok(outcome)
 }
 
-fn watch(cluster: &mut Cluster, arguments: &Arguments, deadline: Option<Instant>) -> Result<Outcome> {
-    let mut watcher = Watcher::new(usize::from(arguments.nodes));
-    let take = |watcher: &mut Watcher, cluster: &Cluster, events: Vec<Event>| -> Result<()> {
-        for event in events {
-            show(&event, arguments.verbose)?;
-            if let Some(text) = watcher.take(&event, cluster.age(event.node())) {
-                eprintln!("{text}");
-            }
-        }
-        Ok(())
-    };
+fn watch(cluster: &mut Cluster, arguments: &Arguments, boot: &Boot) -> Result<Outcome> {
+    let deadline = arguments.timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let mut watcher = Watcher::new(usize::from(arguments.nodes), boot.guest_bytes.is_some());
+    let mut console = boot.guest_bytes.map(|_| Console::open(boot.greeting)).transpose()?;
     while cluster.is_running() {
         let events = cluster.poll()?;
-        take(&mut watcher, cluster, events)?;
+        take(&mut watcher, cluster, events, &mut console, arguments.verbose)?;
+        let quit = match &mut console {
+            Some(console) => console.pass_on(cluster)?,
+            None => {
+                std::thread::sleep(POLL);
+                false
+            }
+        };
         let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        if late || interrupted() {
+        if late || quit || interrupted() {
             let events = cluster.finish()?;
-            take(&mut watcher, cluster, events)?;
-            if late && !watcher.all_up() {
+            take(&mut watcher, cluster, events, &mut console, arguments.verbose)?;
+            drop(console);
+            if late && watcher.stopped() == Outcome::TooSlow {
                 cluster.whereabouts().iter().for_each(|place| eprintln!("{place}"));
             }
             return Ok(if late { watcher.stopped() } else { Outcome::Interrupted });
         }
-        sleep(POLL);
     }
-    Ok(watcher.worst)
+    Ok(watcher.ended())
+}
+
+fn take(
+    watcher: &mut Watcher,
+    cluster: &Cluster,
+    events: Vec<Event>,
+    console: &mut Option<Console>,
+    verbose: bool,
+) -> Result<()> {
+    for event in events {
+        show(&event, verbose)?;
+        if let (Some(console), Event::Console(0, line)) = (console.as_mut(), &event) {
+            console.see(line);
+        }
+        if let Some(text) = watcher.take(&event, cluster.age(event.node())) {
+            eprintln!("{text}");
+        }
+    }
+    Ok(())
 }
 
 /// The terminal is the first node's console, and with `--verbose` the log's, too.
 fn show(event: &Event, verbose: bool) -> Result<()> {
-    let text = match event {
-        Event::Console(0, line) => format!("{line}\n"),
-        Event::Log(_, line) if verbose => logs::show(line, Colour::of_stdout()),
-        Event::Console(..) | Event::Log(..) | Event::Ended(..) => return Ok(()),
+    let mut out = io::stdout().lock();
+    let shown = match event {
+        Event::Output(0, bytes) => out.write_all(bytes),
+        Event::Log(_, line) if verbose => out.write_all(logs::show(line, Colour::of_stdout()).as_bytes()),
+        Event::Output(..) | Event::Console(..) | Event::Log(..) | Event::Ended(..) => return Ok(()),
     };
-    io::stdout().write_all(text.as_bytes()).context("nobody reads the output any more")
+    shown.and_then(|()| out.flush()).context("nobody reads the output any more")
 }
 
-/// Follows the nodes' health.
-struct Watcher {
-    up: Vec<bool>,
-    worst: Outcome,
+/// The guest's console, typed at by the user or from a file.
+struct Console {
+    terminal: Terminal,
+    /// What is waited for before input from a file is passed on: earlier, nobody would read it.
+    greeting: Option<&'static str>,
 }
 
-impl Watcher {
-    fn new(nodes: usize) -> Self {
-        Self { up: vec![false; nodes], worst: Outcome::Good }
-    }
-
-    /// What to tell of an event; `age` is how long its node has been running.
-    fn take(&mut self, event: &Event, age: Duration) -> Option<String> {
-        match event {
-            Event::Log(node, line) if line.text.contains(ALL_UP) => {
-                let up = self.up.get_mut(*node).filter(|up| !**up)?;
-                *up = true;
-                Some(format!("node {}: {ALL_UP} after {} ms", node + 1, age.as_millis()))
-            }
-            Event::Log(..) | Event::Console(..) => None,
-            Event::Ended(node, ending) => {
-                let (outcome, text) = match ending {
-                    Ending::Passed => (Outcome::Good, "ended with success"),
-                    Ending::PoweredOff => (Outcome::Good, "powered off"),
-                    Ending::Failed => (Outcome::Failed, "reported a failure"),
-                    Ending::TripleFault => (Outcome::Crashed, "had a triple fault"),
-                    Ending::Died(how) => (Outcome::Crashed, how.as_str()),
-                };
-                self.worst = self.worst.max(outcome);
-                Some(format!("node {}: {text}", node + 1))
-            }
+impl Console {
+    fn open(greeting: Option<&'static str>) -> Result<Self> {
+        let terminal = Terminal::take()?;
+        if terminal.is_interactive() {
+            eprintln!("this terminal is the guest's console: {}", terminal::KEYS);
         }
+        let greeting = greeting.filter(|_| !terminal.is_interactive());
+        Ok(Self { terminal, greeting })
     }
 
-    fn all_up(&self) -> bool {
-        self.up.iter().all(|up| *up)
+    /// The console shows a line.
+    fn see(&mut self, line: &str) {
+        self.greeting = self.greeting.filter(|greeting| !line.contains(greeting));
     }
 
-    /// The outcome when the run is stopped because its time is over.
-    fn stopped(&self) -> Outcome {
-        if self.all_up() { self.worst } else { self.worst.max(Outcome::TooSlow) }
-    }
-}
-
-fn parse_memory(text: &str) -> Result<Mebibytes, String> {
-    let (digits, factor) = match text.strip_suffix(['G', 'g']) {
-        Some(digits) => (digits, 1024),
-        None => (text.strip_suffix(['M', 'm']).unwrap_or(text), 1),
-    };
-    let value = digits.parse::<u32>().ok().and_then(|n| n.checked_mul(factor));
-    match value {
-        Some(mebibytes) if mebibytes >= 64 => Ok(Mebibytes(mebibytes)),
-        Some(_) => Err("a node needs at least 64M".into()),
-        None => Err("give a whole number with M or G, as 512M".into()),
+    /// Passes on what was typed, and waits a moment for it; whether the run is to end.
+    fn pass_on(&mut self, cluster: &mut Cluster) -> Result<bool> {
+        if self.greeting.is_some() {
+            std::thread::sleep(POLL);
+            return Ok(false);
+        }
+        match self.terminal.wait(POLL)? {
+            Typed::Bytes(bytes) => {
+                cluster.send(0, &bytes);
+                Ok(false)
+            }
+            Typed::Quit => Ok(true),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::logs::Line;
 
     #[test]
-    fn memory_has_units() {
-        assert_eq!(parse_memory("512M"), Ok(Mebibytes(512)));
-        assert_eq!(parse_memory("2G"), Ok(Mebibytes(2048)));
-        assert_eq!(parse_memory("300"), Ok(Mebibytes(300)));
-        for bad in ["", "M", "-1M", "1.5G", "63M", "4194304G", "1T", "99999999999"] {
-            assert!(parse_memory(bad).is_err(), "{bad}");
-        }
-    }
-
-    fn log(node: usize, text: &str) -> Event {
-        let service = "supervisor".to_owned();
-        Event::Log(
-            node,
-            Line { nanos: 0, tsc: 0, node: 1, service, level: None, text: text.into(), context: Vec::new() },
-        )
-    }
-
-    #[test]
-    fn the_outcome_is_that_of_the_worst_node() {
-        let mut watcher = Watcher::new(2);
-        let age = Duration::from_millis(812);
-        let up = log(1, &format!("{ALL_UP} after 5 ms"));
-        assert_eq!(watcher.take(&up, age).unwrap(), "node 2: all services up after 812 ms");
-        assert_eq!(watcher.take(&up, age), None);
-        assert_eq!(watcher.stopped(), Outcome::TooSlow);
-        watcher.take(&log(0, ALL_UP), age).unwrap();
-        assert_eq!(watcher.stopped(), Outcome::Good);
-        watcher.take(&Event::Ended(0, Ending::Failed), age).unwrap();
-        assert_eq!(watcher.stopped(), Outcome::Failed);
-        let text =
-            watcher.take(&Event::Ended(1, Ending::Died("QEMU ended with signal 9".into())), age).unwrap();
-        assert_eq!(text, "node 2: QEMU ended with signal 9");
-        watcher.take(&Event::Ended(1, Ending::Passed), age).unwrap();
-        assert_eq!(watcher.worst, Outcome::Crashed);
-        assert_eq!(watcher.take(&Event::Console(0, ALL_UP.into()), age), None);
+    fn a_node_has_the_memory_that_its_guest_needs() {
+        let boot = Boot {
+            method: BootMethod::Direct,
+            iso: None,
+            module: None,
+            guest_bytes: Some(1 << 30),
+            greeting: None,
+            bytes: (40 << 20) + 1,
+        };
+        assert_eq!(boot.memory(None).unwrap(), 1024 + 41 + 64);
+        assert_eq!(boot.memory(Some(Mebibytes(105))).unwrap(), 105);
+        let error = boot.memory(Some(Mebibytes(104))).unwrap_err().to_string();
+        assert_eq!(error, "a node needs at least 105M for this image, and has 104M");
+        assert_eq!(Boot { guest_bytes: None, ..boot }.memory(None).unwrap(), 512);
     }
 }

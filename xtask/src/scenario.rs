@@ -7,7 +7,9 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::cluster::BootMethod;
+use crate::manifest::{InitrdSource, Overrides};
 use crate::qemu::{Clock, Ending};
+use crate::script::Step;
 
 /// What the kernel prints on COM1 before the reason for which it gave up.
 pub const KERNEL_PANIC: &str = "kernel panic";
@@ -45,6 +47,55 @@ pub struct Scenario {
     pub cut: Option<Cut>,
     /// A change to the boot module, to test that it is refused.
     pub damage: Option<fn(&mut Vec<u8>)>,
+    /// What is done at the guest's console, on the first node.
+    pub guest: Option<Guest>,
+    /// Why it runs only when `--only` gives its whole name.
+    pub held_back: Option<&'static str>,
+}
+
+/// A guest, as a scenario wants it, and what is done at its console.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Guest {
+    /// vCPUs, when not as many as the manifest says.
+    pub cpus: Option<u8>,
+    /// Memory in bytes, when not as much as the manifest says.
+    pub ram_bytes: Option<u64>,
+    /// Whether the walk cache is on, when not as the manifest says.
+    pub walk_cache: Option<bool>,
+    /// The initrd.
+    pub initrd: Initrd,
+    /// Linux's command line, when not as the manifest says.
+    pub command_line: Option<&'static str>,
+    /// What is done at its console. The scenario does not pass before the last step.
+    pub steps: &'static [Step],
+    /// The longest that one step may take.
+    pub patience: Duration,
+}
+
+/// The initrd of a scenario's guest.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Initrd {
+    /// With a shell on the console.
+    Shell,
+    /// With the test kit, too.
+    Kit,
+}
+
+impl Guest {
+    /// What it wants otherwise than the manifest.
+    pub fn overrides(&self) -> Overrides {
+        Overrides {
+            kernel: None,
+            initrd: Some(match self.initrd {
+                Initrd::Shell => InitrdSource::Shell,
+                Initrd::Kit => InitrdSource::Kit,
+            }),
+            command_line: self.command_line.map(str::to_owned),
+            cpus: self.cpus,
+            ram_bytes: self.ram_bytes,
+            walk_cache: self.walk_cache,
+        }
+    }
 }
 
 /// A cut of the first node's link, between two texts of the logs.
@@ -63,6 +114,8 @@ pub enum End {
     Running,
     /// A program on each writes its verdict to port 0xf4.
     Verdict,
+    /// They power off.
+    PoweredOff,
 }
 
 /// What came of a scenario.
@@ -91,6 +144,8 @@ impl fmt::Display for Verdict {
 pub struct Judge<'a> {
     scenario: &'a Scenario,
     nodes: Vec<Progress>,
+    /// Whether all was done at the guest's console.
+    script_done: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -103,7 +158,14 @@ struct Progress {
 impl<'a> Judge<'a> {
     /// Nothing was seen yet.
     pub fn new(scenario: &'a Scenario) -> Self {
-        Self { scenario, nodes: vec![Progress::default(); usize::from(scenario.nodes)] }
+        let nodes = vec![Progress::default(); usize::from(scenario.nodes)];
+        Self { scenario, nodes, script_done: scenario.guest.is_none() }
+    }
+
+    /// All was done at the guest's console.
+    pub fn script_done(&mut self) -> Option<Verdict> {
+        self.script_done = true;
+        self.passed()
     }
 
     /// A line of the log or of the console of a node, counted from 0.
@@ -127,11 +189,16 @@ impl<'a> Judge<'a> {
             (Ending::Failed, _) => return Some(Verdict::Fail(format!("{who} reports a failure"))),
             (Ending::TripleFault, _) => return Some(Verdict::Unknown(format!("{who} had a triple fault"))),
             (Ending::Died(how), _) => return Some(Verdict::Unknown(format!("{who}: {how}"))),
-            (Ending::Passed, End::Verdict) => {}
-            (Ending::Passed, End::Running) => {
+            (Ending::Passed, End::Verdict) | (Ending::PoweredOff, End::PoweredOff) => {}
+            (Ending::Passed, End::Running | End::PoweredOff) => {
                 return Some(Verdict::Fail(format!("{who} ended with a verdict")));
             }
-            (Ending::PoweredOff, _) => return Some(Verdict::Fail(format!("{who} powered off"))),
+            (Ending::PoweredOff, End::Running | End::Verdict) => {
+                return Some(Verdict::Fail(format!("{who} powered off")));
+            }
+        }
+        if node == 0 && !self.script_done {
+            return Some(Verdict::Fail(format!("{who} ended before all was done at the guest's console")));
         }
         if let Some(missing) = self.missing(node) {
             return Some(Verdict::Fail(format!("{who} ended without '{missing}'")));
@@ -148,6 +215,9 @@ impl<'a> Judge<'a> {
         let seconds = self.scenario.timeout.as_secs();
         Verdict::Unknown(match waited {
             Some((node, text)) => format!("{} did not say '{text}' within {seconds} s", name(node)),
+            None if !self.script_done => {
+                format!("not all was done at the guest's console within {seconds} s")
+            }
             None => format!("not all nodes ended within {seconds} s"),
         })
     }
@@ -160,7 +230,7 @@ impl<'a> Judge<'a> {
         let all = self.nodes.iter().all(|node| {
             node.seen == self.scenario.expect.len() && (node.ended || self.scenario.end == End::Running)
         });
-        all.then_some(Verdict::Pass)
+        (all && self.script_done).then_some(Verdict::Pass)
     }
 }
 
@@ -188,6 +258,8 @@ mod tests {
         network: "",
         cut: None,
         damage: None,
+        guest: None,
+        held_back: None,
     };
 
     fn fails(verdict: Option<Verdict>, text: &str) {
@@ -247,6 +319,44 @@ mod tests {
         fails(judge.ended(1, &Ending::Passed), "node 2 ended without 'two'");
         fails(judge.ended(0, &Ending::Failed), "reports a failure");
         fails(judge.ended(0, &Ending::PoweredOff), "powered off");
+    }
+
+    const GUEST: Guest = Guest {
+        cpus: Some(4),
+        ram_bytes: None,
+        walk_cache: Some(true),
+        initrd: Initrd::Shell,
+        command_line: None,
+        steps: &[Step::Type("poweroff\n")],
+        patience: Duration::from_secs(9),
+    };
+
+    #[test]
+    fn a_guest_passes_when_all_was_done_and_seen_and_the_nodes_are_off() {
+        let scenario = Scenario { guest: Some(GUEST), end: End::PoweredOff, expect: &["one"], ..BASE };
+        let mut judge = Judge::new(&scenario);
+        assert_eq!(judge.line(0, "one"), None);
+        is_unknown(Some(judge.timed_out()), "not all was done at the guest's console within 30 s");
+        fails(judge.ended(0, &Ending::PoweredOff), "ended before all was done at the guest's console");
+        assert_eq!(judge.script_done(), None);
+        fails(judge.ended(0, &Ending::Passed), "ended with a verdict");
+        assert_eq!(judge.ended(0, &Ending::PoweredOff), Some(Verdict::Pass));
+        let scenario = Scenario { end: End::Running, ..scenario };
+        let mut judge = Judge::new(&scenario);
+        assert_eq!(judge.line(0, "one"), None);
+        assert_eq!(judge.script_done(), Some(Verdict::Pass));
+    }
+
+    #[test]
+    fn a_scenario_says_what_its_guest_is_to_be() {
+        let overrides = GUEST.overrides();
+        let wanted = Overrides {
+            initrd: Some(InitrdSource::Shell),
+            cpus: Some(4),
+            walk_cache: Some(true),
+            ..Overrides::default()
+        };
+        assert_eq!(overrides, wanted);
     }
 
     #[test]

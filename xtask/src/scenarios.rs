@@ -1,14 +1,17 @@
 //! The system tests, in the order in which they run.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use ipc::image::{Entry, EntryKind, Header};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::cluster::{ALL_UP, BootMethod};
+use crate::guest::initrd::GREETING;
 use crate::image::DEFAULT_MANIFEST;
 use crate::qemu::Clock;
-use crate::scenario::{Cut, End, Scenario};
+use crate::scenario::{Cut, End, Guest, Initrd, Scenario};
+use crate::script::Step;
 
 /// What most scenarios have in common.
 const BASE: Scenario = Scenario {
@@ -26,6 +29,8 @@ const BASE: Scenario = Scenario {
     network: "",
     cut: None,
     damage: None,
+    guest: None,
+    held_back: None,
 };
 
 /// Two nodes that exchange frames, in rounds without end.
@@ -34,6 +39,26 @@ const FRAMES: Scenario = Scenario {
     nodes: 2,
     timeout: Duration::from_secs(180),
     never: &["fail:", "stopped:"],
+    ..BASE
+};
+
+/// A guest with a shell at its console.
+const GUEST: Guest = Guest {
+    cpus: None,
+    ram_bytes: None,
+    walk_cache: None,
+    initrd: Initrd::Shell,
+    command_line: None,
+    steps: &[],
+    patience: Duration::from_secs(120),
+};
+
+/// A node whose guest is told to power off, which ends the node.
+const WITH_GUEST: Scenario = Scenario {
+    guest: Some(GUEST),
+    expect: &[ALL_UP, "guest ended: powered off"],
+    end: End::PoweredOff,
+    timeout: Duration::from_secs(300),
     ..BASE
 };
 
@@ -100,11 +125,10 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "module-damaged",
-        // Somewhere in the last service's program.
+        // Somewhere in a service's program.
         damage: Some(|module| {
-            if let Some(byte) = module.len().checked_sub(100).and_then(|at| module.get_mut(at)) {
-                *byte ^= 1;
-            }
+            let range = elf_of(module, "health");
+            module[range.end - 100] ^= 1;
         }),
         expect: &["is damaged (checksum)"],
         ..BASE
@@ -128,7 +152,47 @@ pub const SCENARIOS: &[Scenario] = &[
         expect: &["boot module is not a Unum image"],
         ..BASE
     },
+    Scenario {
+        name: "guest-boot",
+        held_back: Some("no guest boots yet"),
+        guest: Some(Guest {
+            cpus: Some(2),
+            steps: &[
+                Step::See(GREETING),
+                Step::Run { command: "echo cpus=$(nproc)", prints: &["cpus=2"], status: 0 },
+                Step::Run { command: "lscpu > /tmp/cpus && free -m && ls /nowhere", prints: &[], status: 1 },
+                Step::Type("poweroff\n"),
+            ],
+            ..GUEST
+        }),
+        ..WITH_GUEST
+    },
+    Scenario {
+        name: "guest-kit",
+        held_back: Some("no guest boots yet"),
+        guest: Some(Guest {
+            initrd: Initrd::Kit,
+            steps: &[
+                Step::See(GREETING),
+                Step::Run { command: "kit clocks --effort 10", prints: &[], status: 0 },
+                Step::Type("poweroff\n"),
+            ],
+            ..GUEST
+        }),
+        ..WITH_GUEST
+    },
 ];
+
+/// Where a service's program lies in a boot module.
+fn elf_of(module: &[u8], service: &str) -> Range<usize> {
+    let (header, rest) = Header::read_from_prefix(module).expect("an image begins with a header");
+    let count = usize::try_from(header.entry_count).expect("a count of entries");
+    let (entries, _) = <[Entry]>::ref_from_prefix_with_elems(rest, count).expect("a table of entries");
+    let is_it = |entry: &&Entry| entry.kind == EntryKind::Elf as u32 && entry.name.as_str() == service;
+    let entry = entries.iter().find(is_it).expect("the service is in the image");
+    let start = usize::try_from(entry.offset).expect("an offset");
+    start..start + usize::try_from(entry.length).expect("a length")
+}
 
 /// Changes a service's program within a boot module, and makes the checksums right again.
 fn damage_elf(module: &mut [u8], service: &str, change: fn(&mut [u8])) {
@@ -171,6 +235,11 @@ mod tests {
             assert!(!in_bochs || scenario.nodes == 1, "{}: nodes in Bochs have no network", scenario.name);
             let damaged = scenario.damage.is_some();
             assert!(!damaged || scenario.boot == BootMethod::Direct, "{}: the ISO is whole", scenario.name);
+            assert!(
+                scenario.guest.is_none() || !in_bochs,
+                "{}: nobody can type at a node in Bochs",
+                scenario.name
+            );
         }
     }
 }

@@ -51,6 +51,8 @@ const OVMF: [(&str, &str); 4] = [
     ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
     ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),
 ];
+/// Where apt keeps what it knows of packages.
+const PACKAGE_LISTS: &str = "/var/lib/apt/lists";
 /// Bochs' BIOS.
 pub const BOCHS_BIOS: &str = "/usr/share/bochs/BIOS-bochs-latest";
 /// Bochs' VGA BIOS.
@@ -191,30 +193,54 @@ fn privilege() -> Option<&'static [&'static str]> {
 }
 
 fn install(prefix: &[&str], packages: &BTreeSet<&str>) -> Result<()> {
-    let apt = |arguments: &[&str]| {
-        let words =
-            [prefix, &["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"], arguments].concat();
-        let mut command = Command::new(words[0]);
-        command.args(&words[1..]);
-        command
-    };
     let mut arguments = vec!["install", "-y", "--no-install-recommends"];
     arguments.extend(packages);
     let mut updated = false;
-    if !has_package_lists(Path::new("/var/lib/apt/lists")) {
+    if !has_package_lists(Path::new(PACKAGE_LISTS)) {
         eprintln!("Fetching the package lists first.");
-        process::run_quietly(&mut apt(&["update"]))?;
+        process::run_quietly(&mut apt(prefix, &["update"]))?;
         updated = true;
     }
-    match process::run_quietly(&mut apt(&arguments)) {
+    match process::run_quietly(&mut apt(prefix, &arguments)) {
         // Lists that are out of date name packages that are gone.
         Err(_) if !updated => {
             eprintln!("That failed; fetching the package lists anew.");
-            process::run_quietly(&mut apt(&["update"]))?;
-            process::run_quietly(&mut apt(&arguments))
+            process::run_quietly(&mut apt(prefix, &["update"]))?;
+            process::run_quietly(&mut apt(prefix, &arguments))
         }
         result => result,
     }
+}
+
+fn apt(prefix: &[&str], arguments: &[&str]) -> Command {
+    let words = [prefix, &["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"], arguments].concat();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]);
+    command
+}
+
+/// Fetches apt's package lists when there are none; whether there were none.
+///
+/// # Errors
+/// Only root may do that, or it fails.
+pub fn fetch_missing_lists() -> Result<bool> {
+    if has_package_lists(Path::new(PACKAGE_LISTS)) {
+        return Ok(false);
+    }
+    fetch_lists("There are no package lists")?;
+    Ok(true)
+}
+
+/// Fetches apt's package lists; `why` is told.
+///
+/// # Errors
+/// Only root may do that, or it fails.
+pub fn fetch_lists(why: &str) -> Result<()> {
+    let Some(prefix) = privilege() else {
+        bail!("{why}, and only root may fetch them.\nType: sudo apt-get update");
+    };
+    eprintln!("{why}; fetching them.");
+    process::run_quietly(&mut apt(prefix, &["update"]))
 }
 
 fn has_package_lists(directory: &Path) -> bool {

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: the tests on the host, then the system tests.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -8,15 +8,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::build::{self, Built};
+use crate::build::{Built, Programs};
 use crate::cluster::{Cluster, Event, Plan, Recording};
 use crate::host_tests::{self, Count};
 use crate::logs::{self, Colour};
+use crate::manifest::{Manifest, Overrides};
 use crate::paths::RunDirectory;
 use crate::process::{POLL, check_interrupted};
 use crate::scenario::{Cut, Judge, Scenario, Verdict};
 use crate::scenarios::SCENARIOS;
-use crate::setup;
+use crate::script::{Script, Wish};
+use crate::{run, setup};
 
 /// How many of the last lines are shown of a scenario that does not pass.
 const LAST_LINES: usize = 25;
@@ -45,10 +47,17 @@ pub struct Arguments {
 /// The tests cannot be run.
 pub fn run(arguments: &Arguments) -> Result<bool> {
     let wanted = |name: &str| arguments.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
-    let scenarios: Vec<_> = SCENARIOS.iter().filter(|s| wanted(s.name)).collect();
+    let is_named = |scenario: &Scenario| arguments.only.as_deref() == Some(scenario.name);
+    let is_wanted =
+        |scenario: &Scenario| wanted(scenario.name) && (scenario.held_back.is_none() || is_named(scenario));
+    let scenarios: Vec<_> = SCENARIOS.iter().filter(|s| is_wanted(s)).collect();
     if arguments.list {
         let names = wanted(HOST).then_some(HOST).into_iter().chain(scenarios.iter().map(|s| s.name));
         names.for_each(|name| println!("{name}"));
+        for scenario in SCENARIOS.iter().filter(|s| wanted(s.name) && !is_wanted(s)) {
+            let why = scenario.held_back.unwrap_or_default();
+            println!("{} (only by its whole name: {why})", scenario.name);
+        }
         return Ok(true);
     }
     ensure!(
@@ -70,17 +79,18 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
 
 fn run_all(scenarios: &[&Scenario]) -> Result<Count> {
     let directory = RunDirectory::claim("test")?;
-    let manifests: BTreeSet<_> = scenarios.iter().map(|s| Path::new(s.manifest)).collect();
-    let paths: Vec<_> = manifests.into_iter().collect();
-    let built: BTreeMap<_, _> = paths.iter().copied().zip(build::build_all(&paths)?).collect();
+    let paths: BTreeSet<_> = scenarios.iter().map(|s| Path::new(s.manifest)).collect();
+    let load = |path| Manifest::load(path, &Overrides::default());
+    let manifests = paths.into_iter().map(load).collect::<Result<Vec<_>>>()?;
+    let programs = Programs::build(&manifests)?;
     let mut count = Count::default();
     for scenario in scenarios {
         check_interrupted()?;
-        let built = built.get(Path::new(scenario.manifest)).context("a manifest was not built")?;
         let directory = directory.make(scenario.name)?;
         let start = Instant::now();
         // A scenario that cannot be run has not passed; the others can still tell something.
-        let report = run_one(scenario, built, &directory).or_else(|error| {
+        let report = bundle(scenario, &programs).and_then(|built| run_one(scenario, &built, &directory));
+        let report = report.or_else(|error| {
             check_interrupted()?;
             let verdict = Verdict::Unknown(format!("{error:#}"));
             Ok::<_, anyhow::Error>(Report { verdict, lines: VecDeque::new() })
@@ -97,6 +107,13 @@ fn run_all(scenarios: &[&Scenario]) -> Result<Count> {
     Ok(count)
 }
 
+/// What the nodes of a scenario boot.
+fn bundle(scenario: &Scenario, programs: &Programs) -> Result<Built> {
+    let path = Path::new(scenario.manifest);
+    let overrides = scenario.guest.map(|guest| guest.overrides()).unwrap_or_default();
+    programs.bundle(path, Manifest::load(path, &overrides)?)
+}
+
 /// What came of a scenario, and the last that was seen of it.
 struct Report {
     verdict: Verdict,
@@ -105,13 +122,16 @@ struct Report {
 
 fn run_one(scenario: &Scenario, built: &Built, directory: &Path) -> Result<Report> {
     let module = scenario.damage.map(|damage| damaged(&built.module, damage, directory)).transpose()?;
+    let module_bytes = fs::metadata(&built.module)?.len();
+    let memory_mib = scenario.memory_mib.max(run::node_memory(built.manifest.guest.as_ref(), module_bytes));
     let mut cluster = Cluster::start(&Plan {
         built,
         module: module.as_deref(),
         boot: scenario.boot,
+        iso: None,
         nodes: scenario.nodes,
         cpus: scenario.cpus,
-        memory_mib: scenario.memory_mib,
+        memory_mib,
         clock: scenario.clock,
         gdb: None,
         network: scenario.network.parse()?,
@@ -120,9 +140,17 @@ fn run_one(scenario: &Scenario, built: &Built, directory: &Path) -> Result<Repor
     })?;
     let deadline = Instant::now() + scenario.timeout;
     let mut judge = Judge::new(scenario);
+    let mut script = scenario.guest.map(|guest| Script::new(guest.steps, guest.patience));
     let mut lines = VecDeque::new();
     let verdict = loop {
         let events = cluster.poll()?;
+        // What the console shows before a node's end is seen before that.
+        if let Some(verdict) =
+            script.as_mut().and_then(|script| type_on(script, &mut cluster, &events, &mut judge))
+        {
+            take(events, &mut judge, &mut lines);
+            break verdict;
+        }
         if let Some(cut) = scenario.cut {
             follow(cut, &cluster, &events)?;
         }
@@ -133,6 +161,8 @@ fn run_one(scenario: &Scenario, built: &Built, directory: &Path) -> Result<Repor
         if Instant::now() >= deadline {
             // What was still held back may yet decide.
             let held = take(cluster.finish()?, &mut judge, &mut lines);
+            let waits_for = script.as_ref().and_then(Script::waits_for);
+            lines.extend(waits_for.map(|what| format!("at the guest's console this was waited for: {what}")));
             lines.extend(cluster.whereabouts());
             return Ok(Report { verdict: held.unwrap_or_else(|| judge.timed_out()), lines });
         }
@@ -149,13 +179,38 @@ fn run_one(scenario: &Scenario, built: &Built, directory: &Path) -> Result<Repor
     Ok(Report { verdict, lines })
 }
 
+/// Goes on at the guest's console.
+fn type_on(
+    script: &mut Script,
+    cluster: &mut Cluster,
+    events: &[Event],
+    judge: &mut Judge<'_>,
+) -> Option<Verdict> {
+    if script.is_done() {
+        return None;
+    }
+    for event in events {
+        if let Event::Output(0, bytes) = event {
+            script.show(bytes);
+        }
+    }
+    while let Some(wish) = script.next(Instant::now()) {
+        match wish {
+            Wish::Type(text) => cluster.send(0, text.as_bytes()),
+            Wish::Fail(why) => return Some(Verdict::Fail(why)),
+            Wish::Late(why) => return Some(Verdict::Unknown(why)),
+        }
+    }
+    if script.is_done() { judge.script_done() } else { None }
+}
+
 /// Cuts and heals the network when the logs say so.
 fn follow(cut: Cut, cluster: &Cluster, events: &[Event]) -> Result<()> {
     for event in events {
         match event {
             Event::Log(_, line) if line.text.contains(cut.from) => cluster.cut()?,
             Event::Log(_, line) if line.text.contains(cut.until) => cluster.heal(),
-            Event::Log(..) | Event::Console(..) | Event::Ended(..) => {}
+            Event::Log(..) | Event::Output(..) | Event::Console(..) | Event::Ended(..) => {}
         }
     }
     Ok(())
@@ -169,6 +224,7 @@ fn take(events: Vec<Event>, judge: &mut Judge, lines: &mut VecDeque<String>) -> 
             Event::Log(node, line) => {
                 (Some(logs::show(line, Colour::Plain).trim_end().to_owned()), judge.line(*node, &line.text))
             }
+            Event::Output(..) => (None, None),
             Event::Console(node, line) => {
                 (Some(format!("node {}: {line}", node + 1)), judge.line(*node, line))
             }

@@ -6,7 +6,9 @@ use kernel::elf::Elf;
 use kernel::paging::host::Access;
 use proptest::prelude::*;
 
-use super::{Manifest, build, elf};
+use super::{Blob, Manifest, build, elf};
+use crate::given::{self, Given};
+use crate::manifest::Overrides;
 
 const MANIFEST: &str = r#"
 name = "test"
@@ -29,7 +31,7 @@ const RW: u32 = 6;
 const RX: u32 = 5;
 
 fn manifest() -> Manifest {
-    Manifest::parse("test.toml", MANIFEST).unwrap()
+    Manifest::parse("test.toml", MANIFEST, &Overrides::default()).unwrap()
 }
 
 /// A segment to be: address, flags, bytes in memory, contents.
@@ -100,7 +102,7 @@ fn read(image: &[u8]) -> Result<Everything, ImageError> {
 #[test]
 fn an_image_holds_what_was_put_in() {
     let manifest = manifest();
-    let image = build(&manifest, &[sound(), sound()]).unwrap();
+    let image = build(&manifest, &[sound(), sound()], &[]).unwrap();
     let (system, services) = read(&image).unwrap();
     assert_eq!(system, manifest.system);
     assert_eq!(services.len(), 2);
@@ -115,7 +117,7 @@ fn an_image_holds_what_was_put_in() {
 
 #[test]
 fn every_truncation_is_refused() {
-    let image = build(&manifest(), &[sound(), sound()]).unwrap();
+    let image = build(&manifest(), &[sound(), sound()], &[]).unwrap();
     for length in 0..image.len() {
         let error = Image::parse(&image[..length]).expect_err("a truncated image");
         assert!(matches!(error, ImageError::Truncated { there, .. } if there == length as u64), "{error}");
@@ -125,7 +127,7 @@ fn every_truncation_is_refused() {
 #[test]
 fn a_program_too_big_is_refused_with_its_line() {
     let big = linked(&[code(), (IMAGE_BASE + 4 * PAGE, RW, 3 * PAGE, Vec::new())]);
-    let error = build(&manifest(), &[big.clone(), big]).unwrap_err().to_string();
+    let error = build(&manifest(), &[big.clone(), big], &[]).unwrap_err().to_string();
     assert_eq!(
         error,
         "test.toml:14: the service 'user' is too big: its program takes 16K of memory, 'image' allows 12K"
@@ -135,12 +137,12 @@ fn a_program_too_big_is_refused_with_its_line() {
 #[test]
 fn programs_that_the_kernel_could_not_load_are_refused() {
     let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
-    let error = build(&manifest(), &[sound(), own]).unwrap_err();
+    let error = build(&manifest(), &[sound(), own], &[]).unwrap_err();
     assert_eq!(
         format!("{error:#}"),
         "the program of service 'user' cannot be loaded: of type 3, not a static executable"
     );
-    assert!(build(&manifest(), &[sound()]).is_err());
+    assert!(build(&manifest(), &[sound()], &[]).is_err());
 }
 
 #[test]
@@ -151,10 +153,72 @@ fn a_stripped_program_begins_its_segments_at_pages() {
     assert_eq!(file.len(), 8192 + 14);
 }
 
+/// A manifest with a guest, and its parts.
+fn with_guest() -> (Manifest, Vec<Blob>) {
+    let service = |n: u8| format!("[[service]]\nname = \"s{n}\"\npriority = {n}\nbudget = \"1s\"\n");
+    let services: String = [1, 2, 3].map(service).concat();
+    let supervisor = "[[service]]\nname = \"s0\"\npriority = 0\nbudget = \"1s\"\nrights = [\"supervise\"]\n";
+    let guest =
+        "[guest]\nplatform = \"s3\"\nmemory = \"s1\"\nplacement = \"s2\"\npriority = 9\nram = \"64M\"\n";
+    let text = format!("name = \"test\"\n{supervisor}{services}{guest}");
+    let blob = |name, bytes: usize| Blob { name, file: vec![7; bytes] };
+    let blobs = vec![blob("guest-config", 20), blob("guest-kernel", 9_000), blob("guest-initrd", 4_096)];
+    (Manifest::parse("test.toml", &text, &Overrides::default()).unwrap(), blobs)
+}
+
+#[test]
+fn blobs_are_whole_pages_that_regions_describe() {
+    let (manifest, blobs) = with_guest();
+    let image = build(&manifest, &[sound(), sound(), sound(), sound()], &blobs).unwrap();
+    let parsed = Image::parse(&image).unwrap();
+    let system = parsed.system().unwrap();
+    assert_eq!(system.guest, manifest.system.guest);
+    for (blob, pages) in blobs.iter().zip([2_u32, 4, 2]) {
+        let contents = parsed.blob(Name::new(blob.name).unwrap()).unwrap();
+        assert_eq!(parsed.offset_of(contents) % PAGE_SIZE, 0);
+        assert_eq!(contents.len(), pages as usize * PAGE_SIZE);
+        assert!(contents[PAGE_SIZE..].starts_with(&blob.file));
+        assert!(contents[PAGE_SIZE + blob.file.len()..].iter().all(|byte| *byte == 0));
+        let region = system.regions.iter().find(|region| region.name == blob.name).unwrap();
+        assert_eq!(region.pages, pages);
+    }
+}
+
+#[test]
+fn blobs_and_regions_must_fit() {
+    let (manifest, blobs) = with_guest();
+    let programs = [sound(), sound(), sound(), sound()];
+    let told = |blobs: &[Blob]| build(&manifest, &programs, blobs).unwrap_err().to_string();
+    assert_eq!(told(&blobs[..2]), "there are 2 blobs for 3 regions");
+    let mut other = blobs.clone();
+    other[1].name = "other";
+    assert_eq!(told(&other), "no region is for the blob 'other'");
+}
+
+#[test]
+fn an_image_that_was_made_before_is_looked_at_whole() {
+    let (manifest, blobs) = with_guest();
+    let image = build(&manifest, &[sound(), sound(), sound(), sound()], &blobs).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let look = |image: &[u8]| {
+        std::fs::write(file.path(), image).unwrap();
+        given::look_at(file.path())
+    };
+    let good = Given::Module { path: file.path().to_owned(), guest_bytes: Some(64 << 20) };
+    assert_eq!(look(&image).unwrap(), good);
+    // What the kernel does not check: the file in a blob.
+    let mut damaged = image.clone();
+    let last = damaged.len() - 1;
+    damaged[last] ^= 1;
+    let error = format!("{:#}", look(&damaged).unwrap_err());
+    assert!(error.ends_with("'guest-initrd' is damaged (checksum)"), "{error}");
+    assert!(look(&image[..image.len() - 1]).is_err());
+}
+
 proptest! {
     #[test]
     fn a_damaged_image_is_refused(at in any::<proptest::sample::Index>(), flip in 1_u8..=255) {
-        let mut image = build(&manifest(), &[sound(), sound()]).unwrap();
+        let mut image = build(&manifest(), &[sound(), sound()], &[]).unwrap();
         let whole = read(&image).unwrap();
         let at = at.index(image.len());
         image[at] ^= flip;

@@ -6,15 +6,17 @@ use std::ops::RangeInclusive;
 use ipc::abi::{MAX_SERVICES, MAX_THREADS};
 
 use super::parse::{Draft, PortsDraft, ServiceDraft};
-use super::{At, Mistakes};
+use super::{At, Mistakes, guest};
 
 /// Ports that the kernel keeps for itself.
 const KERNEL_PORTS: [(RangeInclusive<u16>, &str); 4] = [
     (0x20..=0x21, "the interrupt controller (PIC 1)"),
     (0xa0..=0xa1, "the interrupt controller (PIC 2)"),
-    (0x3f8..=0x3ff, "its console (COM1)"),
+    (COM1, "its console (COM1)"),
     (0xcf8..=0xcff, "PCI configuration"),
 ];
+/// After the boot the kernel uses its console only to say why it gives up, so the guest's platform may have it.
+const COM1: RangeInclusive<u16> = 0x3f8..=0x3ff;
 /// The ISA line on which the second PIC hangs: no device can use it.
 const CASCADE_LINE: u8 = 2;
 
@@ -33,9 +35,13 @@ pub fn check(draft: &Draft, mistakes: &mut Mistakes) {
     for service in &draft.services {
         own_names(draft, service, mistakes);
     }
+    if let Some(guest) = &draft.guest {
+        guest::check(draft, guest, mistakes);
+    }
 }
 
-fn find<'a>(draft: &'a Draft, name: &str) -> Option<&'a ServiceDraft> {
+/// The service with this name.
+pub fn find<'a>(draft: &'a Draft, name: &str) -> Option<&'a ServiceDraft> {
     draft.services.iter().find(|service| service.name() == name)
 }
 
@@ -57,6 +63,16 @@ fn services(draft: &Draft, mistakes: &mut Mistakes) {
                 format!("too many threads: with '{}' there are more than {MAX_THREADS}", service.name());
             mistakes.add(service.threads.line, text);
             break;
+        }
+    }
+    if let Some(guest) = &draft.guest {
+        let vcpus = usize::from(guest.cpus.value);
+        if threads <= MAX_THREADS && threads + vcpus > MAX_THREADS {
+            let text = format!(
+                "too many threads: the services have {threads}, and with the guest's {vcpus} vCPUs there are more \
+                 than {MAX_THREADS}"
+            );
+            mistakes.add(guest.cpus.line, text);
         }
     }
     let mut supervisors = draft.services.iter().filter(|service| service.supervises());
@@ -132,11 +148,18 @@ fn notifies(draft: &Draft, service: &ServiceDraft, mistakes: &mut Mistakes) {
 
 fn ports(draft: &Draft, mistakes: &mut Mistakes) {
     let last = |range: &PortsDraft| range.first + (range.count - 1);
+    let is_platform = |service: &ServiceDraft| {
+        draft.guest.as_ref().is_some_and(|guest| guest.platform.value == service.name())
+    };
     let mut given: Vec<(&ServiceDraft, &PortsDraft)> = Vec::new();
     for service in &draft.services {
         for range in &service.ports {
             let (first, last_port) = (range.first, last(range));
+            let is_console = COM1.contains(&first) && COM1.contains(&last_port);
             for (own, use_of) in &KERNEL_PORTS {
+                if *own == COM1 && is_console && is_platform(service) {
+                    continue;
+                }
                 if first <= *own.end() && last_port >= *own.start() {
                     let text = format!(
                         "the ports {first:#x}-{last_port:#x} of '{}' overlap {:#x}-{:#x}, which the kernel keeps \

@@ -2,20 +2,24 @@
 //!
 //! A capability table holds, in this order: calls, notifications to raise, ports, interrupts, regions, devices,
 //! then for each channel its region, the notification to raise at the other side and the one that comes here, then
-//! pools, then the notifications of others that come here.
+//! pools, then the guest with its blobs, then the notifications of others that come here.
 
 use ipc::abi::{MAX_CAPABILITIES, MAX_REGIONS, PAGE_SIZE, USER_BITS};
 use ipc::channel::region_bytes;
 use ipc::image::{
-    CapabilityDescriptor, DEVICE_WINDOW_BYTES, DeviceDescriptor, MAX_DEVICES, NameString, ObjectDescriptor,
-    RegionDescriptor, RegionKind, ServiceDescriptor, SystemDescriptor,
+    CapabilityDescriptor, DEVICE_WINDOW_BYTES, DeviceDescriptor, GUEST_CAPABILITY, GuestDescriptor,
+    MAX_DEVICES, NameString, ObjectDescriptor, RegionDescriptor, RegionKind, ServiceDescriptor,
+    SystemDescriptor,
 };
 
 use super::Mistakes;
+use super::guest::GuestDraft;
 use super::parse::{ChannelDraft, Draft, RegionDraft, ServiceDraft};
 use super::space::Space;
 
 const PAGE: u64 = PAGE_SIZE as u64;
+/// Room for a blob in the address space of the service that reads it. How long one is, is known only when it is made.
+pub const MAX_BLOB_BYTES: u64 = 1 << 30;
 
 /// Compiles a draft. What cannot be resolved was reported by the checks and is left out; what does not fit in a
 /// table is reported here.
@@ -35,8 +39,9 @@ pub fn compile(draft: &Draft, mistakes: &mut Mistakes) -> (SystemDescriptor, Vec
         compiler.channel(channel);
     }
     compiler.pools();
+    let guest = draft.guest.as_ref().and_then(|guest| compiler.guest(guest));
     compiler.incoming();
-    compiler.finish()
+    compiler.finish(guest)
 }
 
 /// What one service gets.
@@ -168,6 +173,30 @@ impl Compiler<'_> {
         }
     }
 
+    /// Gives the guest to the services that serve it, and its parts to its platform.
+    fn guest(&mut self, guest: &GuestDraft) -> Option<GuestDescriptor> {
+        let [platform, memory, placement] = guest.servers().map(|(_, server)| self.number(&server.value));
+        let (platform, memory, placement) = (platform?, memory?, placement?);
+        for server in [platform, memory, placement] {
+            self.grant(usize::from(server), GUEST_CAPABILITY, ObjectDescriptor::Guest);
+        }
+        let number = usize::from(platform);
+        for blob in guest.blobs() {
+            let region = self.region(blob, PAGE, RegionKind::Blob, guest.line);
+            let address = self.place(number, MAX_BLOB_BYTES, PAGE, guest.line);
+            self.grant(number, blob, ObjectDescriptor::Region { region, address, writable: false });
+        }
+        Some(GuestDescriptor {
+            platform,
+            memory,
+            placement,
+            vcpus: guest.cpus.value,
+            pages: guest.ram.value / PAGE,
+            private_pages: guest.private_pages(),
+            priority: guest.priority.as_ref().map_or(0, |priority| priority.value),
+        })
+    }
+
     /// Tells each service of the bits that others may raise at it.
     fn incoming(&mut self) {
         for number in 0..self.tables.len() {
@@ -240,12 +269,13 @@ impl Compiler<'_> {
         }
     }
 
-    fn finish(self) -> (SystemDescriptor, Vec<ServiceDescriptor>) {
+    fn finish(self, guest: Option<GuestDescriptor>) -> (SystemDescriptor, Vec<ServiceDescriptor>) {
         let system = SystemDescriptor {
             name: heapless::String::try_from(self.draft.name.as_str()).unwrap_or_default(),
             service_count: small(self.draft.services.len()),
             regions: self.regions.into_iter().take(MAX_REGIONS).collect(),
             devices: self.devices.into_iter().take(MAX_DEVICES).collect(),
+            guest,
         };
         let describe = |(service, table): (&ServiceDraft, Table)| ServiceDescriptor {
             name: name(service.name()),

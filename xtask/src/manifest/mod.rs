@@ -7,6 +7,7 @@
 mod check;
 mod compile;
 mod fields;
+mod guest;
 mod parse;
 mod space;
 #[cfg(test)]
@@ -17,6 +18,9 @@ use std::path::Path;
 
 use anyhow::Context;
 use ipc::image::{ServiceDescriptor, SystemDescriptor};
+
+pub use compile::MAX_BLOB_BYTES;
+pub use guest::{Guest, InitrdSource, KernelSource, MAX_RAM_BYTES, MIN_RAM_BYTES, Overrides};
 
 /// Something that stands in a manifest, and where.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,10 +38,12 @@ pub struct Manifest {
     pub file: String,
     /// The services, in the order of their numbers.
     pub services: Vec<Service>,
-    /// What concerns the whole system.
+    /// What concerns the whole system. The blobs' lengths come with the blobs.
     pub system: SystemDescriptor,
     /// The services' descriptors, in the same order as `services`.
     pub descriptors: Vec<ServiceDescriptor>,
+    /// The guest, when there is one.
+    pub guest: Option<Guest>,
 }
 
 /// What the build has to know of a service, beyond its descriptor.
@@ -54,31 +60,37 @@ pub struct Service {
 }
 
 impl Manifest {
-    /// Reads, checks and compiles the manifest in a file.
+    /// Reads, checks and compiles the manifest in a file, its guest as a command line wants it.
     ///
     /// # Errors
     /// The file cannot be read, or [`Mistakes`].
-    pub fn load(path: &Path) -> anyhow::Result<Self> {
+    pub fn load(path: &Path, guest: &Overrides) -> anyhow::Result<Self> {
         let file = path.display().to_string();
         let text =
             std::fs::read_to_string(path).with_context(|| format!("the manifest {file} cannot be read"))?;
-        Ok(Self::parse(&file, &text)?)
+        Ok(Self::parse(&file, &text, guest)?)
     }
 
     /// Checks and compiles a manifest; `file` is its name in messages.
     ///
     /// # Errors
     /// All its mistakes.
-    pub fn parse(file: &str, text: &str) -> Result<Self, Mistakes> {
+    pub fn parse(file: &str, text: &str, overrides: &Overrides) -> Result<Self, Mistakes> {
         let mut mistakes = Mistakes::new(file);
-        let Some(draft) = parse::parse(text, &mut mistakes) else { return Err(mistakes.sorted()) };
+        let Some(mut draft) = parse::parse(text, &mut mistakes) else { return Err(mistakes.sorted()) };
+        match &mut draft.guest {
+            Some(guest) => guest.apply(overrides),
+            None if *overrides == Overrides::default() => {}
+            None => mistakes.add(1, "this manifest has no [guest], so nothing can be said of its guest"),
+        }
         check::check(&draft, &mut mistakes);
         let (system, descriptors) = compile::compile(&draft, &mut mistakes);
         if !mistakes.list.is_empty() {
             return Err(mistakes.sorted());
         }
         let services = draft.services.into_iter().map(|s| s.build).collect();
-        Ok(Self { file: file.to_owned(), services, system, descriptors })
+        let guest = draft.guest.map(guest::GuestDraft::finish);
+        Ok(Self { file: file.to_owned(), services, system, descriptors, guest })
     }
 
     /// The mistake that only shows once the programs are built, at a line of this manifest.

@@ -4,10 +4,11 @@ use ipc::abi::{
     HEAP_BASE, IMAGE_BASE, IMAGE_END, MAX_NAME_BYTES, MAX_STACK_BYTES, MAX_THREADS_PER_SERVICE, PAGE_SIZE,
     PRIORITIES, REGION_BASE, THREAD_BASE, USER_BITS, USER_END,
 };
-use ipc::image::{MAX_DEVICE_IDS, RIGHT_INSPECT, RIGHT_READ_LOGS, RIGHT_SUPERVISE};
+use ipc::image::{MAX_DEVICE_IDS, RIGHT_INSPECT, RIGHT_READ_LOGS, RIGHT_STOP_NODE, RIGHT_SUPERVISE};
 use toml_edit::Document;
 
 use super::fields::{Fields, Lines};
+use super::guest::{self, GuestDraft};
 use super::{At, Mistakes, Service};
 
 /// A manifest as it stands in its file: each part is well-formed, what they say of each other is not yet checked.
@@ -24,6 +25,8 @@ pub struct Draft {
     pub channels: Vec<ChannelDraft>,
     /// The pools.
     pub pools: Vec<PoolDraft>,
+    /// The guest.
+    pub guest: Option<GuestDraft>,
 }
 
 /// A service.
@@ -148,9 +151,10 @@ pub fn parse(text: &str, mistakes: &mut Mistakes) -> Option<Draft> {
     let channels = channels.drain(..).map(|table| channel(table, mistakes)).collect();
     let mut pools = fields.tables("pool", "pool", mistakes);
     let pools = pools.drain(..).map(|table| pool(table, mistakes)).collect();
+    let guest = fields.table("guest", "guest", mistakes).map(|table| guest::parse(table, mistakes));
     fields.finish(mistakes);
     let line = services.first().map_or(1, |service| service.line);
-    Some(Draft { name, line, services, channels, pools })
+    Some(Draft { name, line, services, channels, pools, guest })
 }
 
 fn name_of(fields: &mut Fields<'_>, mistakes: &mut Mistakes) -> String {
@@ -244,8 +248,10 @@ fn rights(fields: &mut Fields<'_>, mistakes: &mut Mistakes) -> (u32, usize) {
             "supervise" => RIGHT_SUPERVISE,
             "inspect" => RIGHT_INSPECT,
             "read-logs" => RIGHT_READ_LOGS,
+            "stop-node" => RIGHT_STOP_NODE,
             other => {
-                let text = format!("there is no right '{other}': it is supervise, inspect or read-logs");
+                let text =
+                    format!("there is no right '{other}': it is supervise, inspect, read-logs or stop-node");
                 mistakes.add(name.line, text);
                 0
             }

@@ -1,8 +1,9 @@
 //! Each refusal with its line and words.
 
+mod guest;
 mod properties;
 
-use super::{Manifest, Mistake};
+use super::{Manifest, Mistake, Overrides};
 
 /// The start of most cases: three services that are sound.
 const GOOD: &str = r#"
@@ -23,6 +24,11 @@ priority = 5
 budget = "50ms"
 "#;
 
+/// Parses a manifest as it stands.
+fn parse(file: &str, text: &str) -> Result<Manifest, super::Mistakes> {
+    Manifest::parse(file, text, &Overrides::default())
+}
+
 /// Checks that the mistakes are exactly those that comments `#! words` announce, each at its line.
 fn refused(text: &str) {
     let wanted: Vec<(usize, &str)> = (1..)
@@ -30,7 +36,7 @@ fn refused(text: &str) {
         .flat_map(|(line, text)| text.split("#! ").skip(1).map(move |words| (line, words.trim())))
         .collect();
     assert!(!wanted.is_empty(), "the case says no mistake");
-    let mistakes = Manifest::parse("bad.toml", text).expect_err(text);
+    let mistakes = parse("bad.toml", text).expect_err(text);
     let shown: Vec<_> = mistakes.list.iter().map(|Mistake { line, text }| (*line, text.as_str())).collect();
     assert_eq!(shown.len(), wanted.len(), "wanted {wanted:#?}, got {shown:#?}");
     for (line, words) in wanted {
@@ -270,7 +276,7 @@ fn the_limits_of_the_tables() {
     let service =
         |n: usize, more: &str| format!("[[service]]{more}\nname = \"s{n}\"\npriority = 9\nbudget = \"1s\"\n");
     let services: String = (0..29).map(|n| service(n, "")).collect();
-    assert!(Manifest::parse("good.toml", &format!("{GOOD}{services}")).is_ok(), "32 services fit");
+    assert!(parse("good.toml", &format!("{GOOD}{services}")).is_ok(), "32 services fit");
     refused_after_good(&format!("{services}{}", service(29, " #! too many services: 32 at most")));
 
     let threads: String = (0..8).map(|n| service(n, "") + "threads = 15\n").collect();
@@ -278,7 +284,7 @@ fn the_limits_of_the_tables() {
 
     let region = |n| format!("{{ name = \"r{n}\", size = \"4K\" }}");
     let regions = |service: usize| service_with(service, &many("regions", 64, 64, "", region));
-    assert!(Manifest::parse("good.toml", &format!("{GOOD}{}{}", regions(0), regions(1))).is_ok());
+    assert!(parse("good.toml", &format!("{GOOD}{}{}", regions(0), regions(1))).is_ok());
     let one =
         service_with(2, "regions = [{ name = \"r\", size = \"4K\" }] #! too many regions: 128 at most\n");
     refused_after_good(&format!("{}{}{one}", regions(0), regions(1)));
@@ -291,7 +297,7 @@ fn the_limits_of_the_tables() {
     let device = |n| format!("{{ name = \"d{n}\", vendor = {n}, ids = [1], interrupts = 0 }}");
     let devices: String =
         (0..2).map(|s| service_with(s, &many("devices", 8, 8, "", |n| device(8 * s + n)))).collect();
-    assert!(Manifest::parse("good.toml", &format!("{GOOD}{devices}")).is_ok());
+    assert!(parse("good.toml", &format!("{GOOD}{devices}")).is_ok());
     let one = service_with(2, &format!("devices = [{}] #! too many devices: 16 at most\n", device(16)));
     refused_after_good(&format!("{devices}{one}"));
 
@@ -300,7 +306,7 @@ fn the_limits_of_the_tables() {
             format!("{{ service = \"disk\", name = \"n{n}\" }}")
         })
     };
-    assert!(Manifest::parse("good.toml", &format!("{GOOD}{}", notify(62))).is_ok());
+    assert!(parse("good.toml", &format!("{GOOD}{}", notify(62))).is_ok());
     refused_after_good(&notify(63));
 }
 

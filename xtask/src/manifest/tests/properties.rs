@@ -1,20 +1,21 @@
 //! What holds for every manifest that compiles.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
-use ipc::abi::{PAGE_SIZE, REGION_BASE, USER_BITS, USER_END};
-use ipc::image::{ObjectDescriptor, RegionKind, ServiceDescriptor, SystemDescriptor};
+use ipc::abi::{MAX_THREADS, PAGE_SIZE, REGION_BASE, USER_BITS, USER_END};
+use ipc::image::{GUEST_CAPABILITY, ObjectDescriptor, RegionKind, ServiceDescriptor, SystemDescriptor};
 use proptest::prelude::*;
 
-use super::GOOD;
-use crate::manifest::Manifest;
+use super::{GOOD, parse};
+use crate::manifest::{MAX_BLOB_BYTES, Manifest, Overrides};
 
 /// What must hold for every compiled manifest.
 fn sound(system: &SystemDescriptor, services: &[ServiceDescriptor]) {
     assert_eq!(usize::from(system.service_count), services.len());
     let mut raised: HashMap<u8, u64> = HashMap::new();
     let mut holders: HashMap<u8, usize> = HashMap::new();
+    let mut guest_holders = BTreeSet::new();
     for (number, service) in services.iter().enumerate() {
         let mut ranges = Vec::new();
         let mut own_bits = 0_u64;
@@ -37,9 +38,11 @@ fn sound(system: &SystemDescriptor, services: &[ServiceDescriptor]) {
                     }
                 }
                 ObjectDescriptor::Region { region, address, writable } => {
-                    assert!(writable);
+                    let is_blob = system.regions[usize::from(region)].kind == RegionKind::Blob;
+                    assert_eq!(writable, !is_blob);
                     *holders.entry(region).or_default() += 1;
-                    let bytes = u64::from(system.regions[usize::from(region)].pages) * PAGE_SIZE as u64;
+                    let pages = u64::from(system.regions[usize::from(region)].pages);
+                    let bytes = if is_blob { MAX_BLOB_BYTES } else { pages * PAGE_SIZE as u64 };
                     assert!(bytes > 0 && address.is_multiple_of(PAGE_SIZE as u64));
                     ranges.push((address, address + bytes));
                 }
@@ -50,6 +53,10 @@ fn sound(system: &SystemDescriptor, services: &[ServiceDescriptor]) {
                     (0..device.interrupts).for_each(|n| take_bits(1 << (first_bit + n)));
                     assert!(address.is_multiple_of(64 << 20));
                     ranges.push((address, address + (64 << 20)));
+                }
+                ObjectDescriptor::Guest => {
+                    assert_eq!(capability.name, GUEST_CAPABILITY);
+                    assert!(guest_holders.insert(number));
                 }
             }
         }
@@ -73,11 +80,20 @@ fn sound(system: &SystemDescriptor, services: &[ServiceDescriptor]) {
     for (index, region) in (0_u8..).zip(&system.regions) {
         let count = holders.get(&index).copied().unwrap_or(0);
         match region.kind {
-            RegionKind::Private | RegionKind::Kept => assert_eq!(count, 1),
+            RegionKind::Private | RegionKind::Kept | RegionKind::Blob => assert_eq!(count, 1),
             RegionKind::Shared => assert_eq!(count, 2),
             RegionKind::Dma => assert!(count >= 1),
         }
     }
+    let serving = system.guest.map_or_else(BTreeSet::new, |guest| {
+        let servers = [guest.platform, guest.memory, guest.placement].map(usize::from);
+        assert!(servers.iter().all(|server| services[*server].priority < guest.priority));
+        assert!((1..=64).contains(&guest.vcpus));
+        let threads: usize = services.iter().map(|service| usize::from(service.threads)).sum();
+        assert!(threads + usize::from(guest.vcpus) <= MAX_THREADS);
+        BTreeSet::from(servers)
+    });
+    assert_eq!(guest_holders, serving, "the guest is given to those that serve it");
     let mut buffer = vec![0; 1 << 16];
     for service in services {
         let bytes = postcard::to_slice(service, &mut buffer).unwrap();
@@ -156,7 +172,7 @@ proptest! {
     #[test]
     fn what_compiles_is_sound(count in 1_usize..16, parts in proptest::collection::vec(any::<Part>(), 0..40)) {
         let text = manifest_of(count, &parts);
-        let parsed = Manifest::parse("random.toml", &text);
+        let parsed = parse("random.toml", &text);
         // A device alone takes up to ten capabilities: a manifest that wants more than a table holds, and is refused for
         // nothing else, is not one of those that this is about. The others are as many as ever.
         let too_many = |mistakes: &dyn std::fmt::Display| {
@@ -169,12 +185,12 @@ proptest! {
 
     #[test]
     fn no_text_panics(text in ".{0,200}", at in any::<proptest::sample::Index>()) {
-        let _ = Manifest::parse("random.toml", &text);
+        let _ = parse("random.toml", &text);
         let mut good = GOOD.to_owned();
         let mut at = at.index(good.len());
         while !good.is_char_boundary(at) { at -= 1; }
         good.insert_str(at, &text);
-        let _ = Manifest::parse("random.toml", &good);
+        let _ = parse("random.toml", &good);
     }
 }
 
@@ -183,7 +199,7 @@ fn both_ends_of_a_channel_know_each_other() {
     let text = format!(
         "{GOOD}[[channel]]\nname = \"c\"\nproducer = \"user\"\nconsumer = \"disk\"\nentries = 8\ndescriptor-bytes = 32"
     );
-    let manifest = Manifest::parse("good.toml", &text).unwrap();
+    let manifest = parse("good.toml", &text).unwrap();
     let named = |service: usize| {
         let capabilities = manifest.descriptors[service].capabilities.iter();
         capabilities.filter(|c| c.name == "c").map(|c| c.object).collect::<Vec<_>>()
@@ -203,7 +219,8 @@ fn every_manifest_of_the_project_is_sound() {
     let files = files.map(|file| file.unwrap().path());
     let mut count = 0;
     for file in files.filter(|path| path.extension().is_some_and(|extension| extension == "toml")) {
-        let manifest = Manifest::load(&file).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+        let manifest =
+            Manifest::load(&file, &Overrides::default()).unwrap_or_else(|mistakes| panic!("{mistakes}"));
         sound(&manifest.system, &manifest.descriptors);
         count += 1;
     }
@@ -213,8 +230,14 @@ fn every_manifest_of_the_project_is_sound() {
 #[test]
 fn the_default_image_has_the_services_of_a_node() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let manifest = Manifest::load(&root.join("images/unum.toml")).unwrap();
+    let manifest = Manifest::load(&root.join("images/unum.toml"), &Overrides::default()).unwrap();
     let names: Vec<_> = manifest.services.iter().map(|service| service.name.as_str()).collect();
-    assert_eq!(names, ["supervisor", "interconnect", "ept", "scheduler", "health"]);
+    assert_eq!(names, ["supervisor", "interconnect", "ept", "scheduler", "vmm", "health"]);
     assert!(manifest.descriptors[1..].iter().all(|service| service.beat_ms == 2000));
+    let guest = manifest.system.guest.unwrap();
+    assert_eq!((guest.platform, guest.memory, guest.placement), (4, 2, 3));
+    assert_eq!((guest.vcpus, guest.pages, guest.private_pages, guest.priority), (1, 65_536, 0, 12));
+    let blobs = manifest.system.regions.iter().filter(|region| region.kind == RegionKind::Blob);
+    let blobs: Vec<_> = blobs.map(|region| region.name.as_str()).collect();
+    assert_eq!(blobs, ["guest-config", "guest-kernel", "guest-initrd"]);
 }
