@@ -76,7 +76,7 @@ pub enum ExitReason {
     TaskSwitch = 18,
     /// `MOV` to a control register, with [`EntryControl::intercepts`]: 1: its number.
     WriteControl = 19,
-    /// `MOV` from CR3, with [`EntryControl::intercepts`].
+    /// `MOV` from CR3 or CR4, with [`EntryControl::intercepts`].
     ReadControl = 20,
     /// `INVLPG`, with [`EntryControl::intercepts`].
     InvalidatePage = 21,
@@ -290,7 +290,7 @@ pub const WINDOW_NMI: u32 = 2;
 pub const HALT: u32 = 1;
 /// [`EntryControl::dirty`]: [`VcpuPage::system`].
 pub const DIRTY_SYSTEM: u32 = 1;
-/// [`EntryControl::intercepts`]: page faults, writes of CR0, CR3 and CR4, reads of CR3, `INVLPG` and `INVPCID`, as the walk
+/// [`EntryControl::intercepts`]: page faults, writes of CR0, CR3 and CR4, reads of CR3 and CR4, `INVLPG` and `INVPCID`, as the walk
 /// cache needs them.
 pub const INTERCEPT_WALKS: u32 = 1;
 /// [`EntryControl::flush`]: forget the guest's translations of this vCPU.

@@ -227,10 +227,11 @@ impl State {
     ) -> bool {
         let Some(guest) = &self.guest else { return false };
         let Some(at) = window_address(VirtAddr(address)) else { return false };
-        if self.threads[id.index()].service != guest.platform || !guest.has_pages(at.0 / PAGE, 1) {
+        // Bit 1: a write; bit 4: a fetch, which no page of the window allows (AMD APM 2, 8.4.2).
+        let fetch = error_code >> 4 & 1 != 0;
+        if fetch || self.threads[id.index()].service != guest.platform || !guest.has_pages(at.0 / PAGE, 1) {
             return false;
         }
-        // Bit 1: a write (AMD APM 2, 8.4.2).
         let access = error_code >> 1 & 1;
         self.fault_call(m, core, id, at, access, None);
         true

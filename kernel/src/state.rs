@@ -154,6 +154,11 @@ impl State {
         }
         if let Some(vcpu) = self.threads[on.index()].vcpu {
             self.vcpus[vcpu.index()].ready_since = m.now();
+            // Where its state is, if that was not saved because the core has not looked yet since it was to go elsewhere.
+            let has = |there: &Core| there.extended == Some(vcpu);
+            if let Some(there) = self.cores.iter().position(has).filter(|&there| there != core.index()) {
+                self.threads[on.index()].core = CoreId::from_index(there);
+            }
         }
         let home = self.threads[on.index()].core;
         self.cores[home.index()].queue.insert(self.threads.places_mut(), on, end);
@@ -206,6 +211,7 @@ impl State {
                 let best = self.cores[core.index()].queue.best_priority();
                 let own = self.threads[thread.on.index()].priority;
                 if best.is_none_or(|best| best >= own) {
+                    self.save_extended(m, core);
                     self.arm_timer(m, core, now);
                     return;
                 }

@@ -170,7 +170,7 @@ impl Svm {
             code::SHUTDOWN => plain(ExitReason::Shutdown),
             code::INVALID | code::INVALID_LOW => Exit::Platform(ExitReason::InvalidState, [code::INVALID, 0, 0]),
             code::TASK_SWITCH => Exit::Platform(ExitReason::TaskSwitch, [info1, info2, 0]),
-            code::CR3_READ => plain(ExitReason::ReadControl),
+            code::CR3_READ | code::CR4_READ => plain(ExitReason::ReadControl),
             exit @ code::CR0_WRITE..=code::CR15_WRITE => {
                 Exit::Platform(ExitReason::WriteControl, [exit - code::CR0_WRITE, 0, 0])
             }
@@ -324,7 +324,7 @@ impl Svm {
         set(&mut block.intercepts[0], intercept::INVLPG);
         set(&mut block.intercepts[2], intercept::INVPCID);
         (block.intercept_cr_reads, block.intercept_cr_writes) =
-            if walks { (1 << 3, 1 | 1 << 3 | 1 << 4) } else { (0, 0) };
+            if walks { (1 << 3 | 1 << 4, 1 | 1 << 3 | 1 << 4) } else { (0, 0) };
     }
 
     /// Whether an NMI could be taken, when [`WINDOW_NMI`] asks for it.

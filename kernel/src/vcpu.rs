@@ -20,7 +20,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::address::{GuestPhysAddr, PhysAddr};
 use crate::context::{Extended, FpuState, Return, UserContext};
-use crate::cpu::End;
+use crate::cpu::{Core, End};
 use crate::ids::{CoreId, ServiceId, ThreadId, VcpuId};
 use crate::machine::Machine;
 use crate::service::Serving;
@@ -103,6 +103,14 @@ impl Vcpu {
     }
 }
 
+/// Saves what a vCPU left in this core, with the XCR0 that it had then.
+fn unload<M: Machine>(m: &mut M, here: &mut Core, vcpu: &mut Vcpu) {
+    let next = core::mem::replace(&mut vcpu.extended.xcr0, here.xcr0);
+    m.save_extended(&mut vcpu.extended);
+    vcpu.extended.xcr0 = next;
+    here.extended = None;
+}
+
 /// Where in a state page.
 const fn at(page: PhysAddr, offset: usize) -> PhysAddr {
     PhysAddr(page.0 + offset as u64)
@@ -176,16 +184,36 @@ impl State {
     fn enter_guest<M: Machine>(&mut self, m: &mut M, core: CoreId, vcpu: VcpuId) {
         let generation = self.guest.as_ref().map_or(0, |guest| guest.generation);
         let (this, here) = (&mut self.vcpus[vcpu.index()], &mut self.cores[core.index()]);
-        if here.extended != Some(vcpu) {
-            // What was there before was saved when its scheduling context left the core.
-            here.extended = Some(vcpu);
+        let xcr0 = this.extended.xcr0;
+        if here.extended != Some(vcpu) || here.xcr0 != xcr0 {
+            // What another left was saved when its scheduling context left the core.
+            if here.extended.is_some() {
+                unload(m, here, this);
+            }
+            (here.extended, here.xcr0) = (Some(vcpu), xcr0);
             m.load_extended(&this.extended);
         }
         let known = here.translations == Some((vcpu, generation));
-        here.translations = Some((vcpu, generation));
+        if !known {
+            // What others have of it is wrong once it has run here.
+            self.forget_translations(vcpu);
+            self.cores[core.index()].translations = Some((vcpu, generation));
+        }
+        let this = &mut self.vcpus[vcpu.index()];
         this.hardware.enter(!known);
         this.counters.entries += 1;
         m.begin_guest();
+    }
+
+    fn forget_translations(&mut self, vcpu: VcpuId) {
+        let of = |core: &&mut Core| core.translations.is_some_and(|(id, _)| id == vcpu);
+        self.cores.iter_mut().filter(of).for_each(|core| core.translations = None);
+    }
+
+    /// Makes what a vCPU left in a core worth nothing.
+    fn forget_extended(&mut self, vcpu: VcpuId) {
+        let of = |core: &&mut Core| core.extended == Some(vcpu);
+        self.cores.iter_mut().filter(of).for_each(|core| core.extended = None);
     }
 
     /// Saves what a vCPU left in this core, when its scheduling context is not the one that goes on here.
@@ -194,8 +222,7 @@ impl State {
         let Some(owner) = here.extended else { return };
         let context = self.vcpus[owner.index()].thread;
         if here.current.is_none_or(|id| self.threads[id.index()].on != context) {
-            here.extended = None;
-            m.save_extended(&mut self.vcpus[owner.index()].extended);
+            unload(m, here, &mut self.vcpus[owner.index()]);
         }
     }
 
@@ -214,7 +241,9 @@ impl State {
         counters.exits += 1;
         // One that the node's interrupt ended has not been looked at.
         hardware.complete();
-        let registers = &mut self.threads[id.index()].context.registers;
+        let thread = &mut self.threads[id.index()];
+        thread.deadline = NEVER;
+        let registers = &mut thread.context.registers;
         hardware.store_registers(registers);
         m.write(*page, registers.as_bytes());
         m.write(at(*page, offset_of!(VcpuPage, control)), hardware.control(*intercepts).as_bytes());
@@ -337,6 +366,11 @@ impl State {
         self.watch(m, core, id, deadline);
         self.pass_on(m, core, caller, root);
         self.end_kernel_call(m, core, caller, label);
+        if self.threads[caller.index()].state != ThreadState::Ready {
+            // The page says otherwise now: another thread of the service writes to it.
+            self.leave_core(m.now(), core);
+            self.reschedule(m, core);
+        }
         self.settle(m, core);
         self.cores[core.index()].current
     }
@@ -351,13 +385,16 @@ impl State {
     ) {
         let thread = &mut self.threads[id.index()];
         let maker = core::mem::replace(&mut thread.maker, Maker::Thread);
+        let (vcpu, (_, [address, ..])) = (thread.vcpu, thread.kernel_message);
+        let lost = maker == Maker::Fault && label.method() != 0;
+        if lost && vcpu.is_none() {
+            // The end of its service: it does not become ready.
+            return self.memory_lost(m, core, id, address);
+        }
         thread.state = ThreadState::Ready;
-        match (maker, thread.vcpu) {
-            (Maker::Exit, Some(vcpu)) => self.load_page(m, core, id, vcpu),
-            _ if label.method() != 0 => {
-                let (_, [address, ..]) = thread.kernel_message;
-                self.memory_lost(m, core, id, address);
-            }
+        match vcpu {
+            Some(vcpu) if maker == Maker::Exit => self.load_page(m, core, id, vcpu),
+            Some(_) if lost => self.memory_lost(m, core, id, address),
             _ => {}
         }
     }
@@ -376,24 +413,17 @@ impl State {
         m.read(at(*page, offset_of!(VcpuPage, control)), control.as_mut_bytes());
         hardware.load_control(&control);
         *intercepts = control.intercepts;
+        let mut reset = false;
         if control.dirty & DIRTY_SYSTEM != 0 {
             let mut state = SystemState::new_zeroed();
             m.read(at(*page, offset_of!(VcpuPage, system)), state.as_mut_bytes());
             hardware.load_system(&state);
-            let reset = state.reset_fpu != 0;
-            let xcr0 = hardware.legal_xcr0(state.xcr0);
-            if reset || xcr0 != extended.xcr0 {
-                // If the core has the old one: it is loaded anew at the entry.
-                let here = &mut self.cores[core.index()];
-                if here.extended == Some(vcpu) {
-                    here.extended = None;
-                    m.save_extended(extended);
-                }
-                extended.xcr0 = xcr0;
-                if reset {
-                    *extended = Extended { xcr0, ..Extended::INITIAL };
-                    thread.context.fpu = FpuState::INITIAL;
-                }
+            // The entry loads it into the core.
+            extended.xcr0 = hardware.legal_xcr0(state.xcr0);
+            if state.reset_fpu != 0 {
+                *extended = Extended { xcr0: extended.xcr0, ..Extended::INITIAL };
+                thread.context.fpu = FpuState::INITIAL;
+                reset = true;
             }
         }
         if *pending == Pending::Nothing && hardware.nmi_window(&control) {
@@ -405,6 +435,9 @@ impl State {
             counters.halts += 1;
         }
         thread.deadline = NEVER;
+        if reset {
+            self.forget_extended(vcpu);
+        }
         self.watch(m, core, id, control.deadline);
     }
 
@@ -472,11 +505,8 @@ impl State {
         let id = self.vcpus[vcpu.index()].thread;
         self.stop_thread(m, core, id);
         self.vcpus[vcpu.index()].pending = Pending::Nothing;
-        for here in self.cores.iter_mut() {
-            if here.extended == Some(vcpu) {
-                here.extended = None;
-            }
-        }
+        self.forget_extended(vcpu);
+        self.forget_translations(vcpu);
     }
 
     /// [`ipc::abi::Syscall::VcpuKick`].
@@ -489,13 +519,17 @@ impl State {
     }
 
     /// [`ipc::abi::Syscall::VcpuFetch`].
-    pub(crate) fn vcpu_fetch(&self, m: &mut impl Machine, request: &Request) -> Result<(), Error> {
+    pub(crate) fn vcpu_fetch(&mut self, m: &mut impl Machine, request: &Request) -> Result<(), Error> {
         self.guest_of(request, |guest| guest.platform)?;
         let vcpu = self.known_vcpu(request.registers.rsi)?;
-        let Vcpu { hardware, thread, page, extended, .. } = &self.vcpus[vcpu.index()];
+        let Vcpu { hardware, thread, page, extended, .. } = &mut self.vcpus[vcpu.index()];
         let thread = &self.threads[thread.index()];
         if thread.maker != Maker::Exit || !matches!(thread.state, ThreadState::AwaitingReply { .. }) {
             return Err(Error::Again);
+        }
+        if self.cores[request.core.index()].extended == Some(vcpu) {
+            // The core has the latest; it goes on having it.
+            m.save_extended(extended);
         }
         let state = hardware.system(extended.xcr0);
         m.write(at(*page, offset_of!(VcpuPage, system)), state.as_bytes());
@@ -523,7 +557,7 @@ impl State {
             m.reschedule(there.index());
         }
         self.reschedule(m, request.core);
-        Ok(())
+        if self.threads[id.index()].core == home { Ok(()) } else { Err(Error::Again) }
     }
 
     /// What a vCPU does.

@@ -68,12 +68,14 @@ impl Node {
         self.reply(core, vcpu);
     }
 
-    /// A second thread of a service, which is current on `core` then; the first waits.
-    fn second_thread(&mut self, core: CoreId) -> ThreadId {
-        let id = self.current(core).unwrap();
-        let home = u64::from(core.0);
-        assert_eq!(self.syscall(core, Syscall::SpawnThread, |r| (r.rdi, r.rdx) = (DATA, home)), 0);
-        ThreadId::new(id.number() + 1)
+    /// A second thread of the service whose first is current on one core, current on the other.
+    fn second_thread(&mut self) -> ThreadId {
+        assert_eq!(self.syscall(CORE, Syscall::SpawnThread, |r| (r.rdi, r.rdx) = (DATA, 1)), 0);
+        let slot = self.registers(self.current(CORE).unwrap()).rdi;
+        self.wake();
+        let id = self.current(OTHER).unwrap();
+        assert_eq!(u64::from(self.state.thread(id).slot), slot);
+        id
     }
 
     /// Raises a bit of a service that waits for messages and that bit; it runs then, if it is urgent enough.
@@ -289,11 +291,10 @@ fn a_kick_meets_a_vcpu_wherever_it_is() {
     n.wake();
     assert!(matches!(n.what(V1), ThreadState::Sending { server: PLATFORM, .. }));
     n.reply(CORE, V0);
-    assert_eq!(n.guest(CORE), None);
+    assert_eq!(n.guest(CORE), Some(V0));
     n.wake();
     // Taken up on the time of the caller, whose home is the other core.
     n.expect_exit(OTHER, V1, ExitReason::Kicked, [0; 3]);
-    assert_eq!(n.guest(CORE), Some(V0));
     // Several kicks are one exit.
     for _ in 0..3 {
         assert_eq!(n.vcpu_call(OTHER, Syscall::VcpuKick, V0), 0);
@@ -624,7 +625,7 @@ fn a_window_miss_with_the_owner_down_ends_the_platform() {
     n.step(CORE, |state, m, core| state.exception(m, core, 14, 6, WINDOW_BASE + 8));
     let report = n.state.service(PLATFORM).report.unwrap();
     assert_eq!((report.cause, report.address), (FaultCause::PageFault as u64, WINDOW_BASE + 8));
-    assert_eq!((n.what(V0), n.current(CORE)), (ThreadState::Unused, Some(first(SUPERVISOR))));
+    assert_eq!((n.what(V0), n.current(CORE)), (ThreadState::Unused, None));
 }
 
 /// The placement service, current on `by`, moves a vCPU.
@@ -718,16 +719,12 @@ fn a_service_that_goes_on_by_itself_leaves_no_vcpus_state_in_the_core() {
 fn a_vcpu_that_another_core_makes_ready_waits_for_the_core_that_has_its_state() {
     let mut n = Node::running(2, 1);
     n.exit(CORE, code::CPUID, [0; 2]);
-    let second = n.second_thread(CORE);
+    let second = n.second_thread();
     let token = n.thread(V0).token.0;
     // It is placed on the other core while the first thread serves it on its time here. Before this core looks, the
     // second thread, on the other core, replies.
-    n.state.thread_mut(second).core = OTHER;
-    n.state.thread_mut(n.id(V0)).core = OTHER;
-    n.state.cores[0].queue.remove(n.state.threads.places_mut(), second);
-    n.interrupted(CORE, Event::NONE, |state, m, core| state.enqueue(m, core, second, crate::cpu::End::Back));
-    n.m.woken.clear();
-    n.step(OTHER, |state, m, core| state.wake_up(m, core));
+    let id = n.id(V0);
+    n.state.thread_mut(id).core = OTHER;
     assert_eq!(n.current(OTHER), Some(second));
     assert_eq!(n.syscall(OTHER, Syscall::Reply, |r| r.rdi = token), 0);
     n.receive(OTHER);
@@ -742,7 +739,8 @@ fn a_new_xcr0_and_a_reset_are_loaded_at_the_next_entry() {
     let mut n = Node::running(1, 1);
     for (xcr0, reset_fpu) in [(7, 0), (0xe7, 1), (0xe7, 0), (6, 0), (3, 1)] {
         n.exit(CORE, code::XSETBV, [0; 2]);
-        n.state.thread_mut(n.id(V0)).context.fpu.0[0] = 0x55;
+        let id = n.id(V0);
+        n.state.thread_mut(id).context.fpu.0[0] = 0x55;
         n.write(V0, |page| {
             (page.system.xcr0, page.system.reset_fpu) = (xcr0, reset_fpu);
             page.control.dirty = DIRTY_SYSTEM;
@@ -760,12 +758,7 @@ fn a_new_xcr0_and_a_reset_are_loaded_at_the_next_entry() {
 fn a_reset_by_a_reply_from_another_core_is_not_undone() {
     let mut n = Node::running(2, 1);
     n.exit(CORE, code::CPUID, [0; 2]);
-    let second = n.second_thread(CORE);
-    n.state.cores[0].queue.remove(n.state.threads.places_mut(), second);
-    n.state.thread_mut(second).core = OTHER;
-    n.step(CORE, |state, m, core| state.enqueue(m, core, second, crate::cpu::End::Back));
-    n.m.woken.clear();
-    n.step(OTHER, |state, m, core| state.wake_up(m, core));
+    n.second_thread();
     n.write(V0, |page| {
         (page.system.xcr0, page.system.reset_fpu, page.control.dirty) = (7, 1, DIRTY_SYSTEM);
     });

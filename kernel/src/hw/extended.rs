@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "XSAVE, XRSTOR, XSETBV and the debug registers")]
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use kernel::context::{EXTENDED_BYTES, Extended};
 
@@ -16,15 +16,14 @@ const LEGACY: u64 = 3;
 /// AVX, AVX-512's three, protection keys: what a guest may have besides.
 const KEPT: u64 = 1 << 2 | 7 << 5 | 1 << 9;
 
-/// Whether the processor has XSAVE.
-static XSAVE: AtomicBool = AtomicBool::new(false);
+/// The parts of XCR0 that can be kept; zero without XSAVE.
+static KEPT_HERE: AtomicU64 = AtomicU64::new(0);
 
 /// The parts of XCR0 that can be kept (CPUID leaf 0xd; AMD APM 3, E.3.8): those whose place is within the area.
 pub fn detect() -> u64 {
     if cpuid(1, 0)[2] >> 26 & 1 == 0 {
         return 1;
     }
-    XSAVE.store(true, Ordering::Relaxed);
     let [low, _, _, high] = cpuid(0xd, 0);
     let offered = u64::from(low) | u64::from(high) << 32;
     let fits = |component: &u32| {
@@ -32,7 +31,9 @@ pub fn detect() -> u64 {
         u64::from(bytes) + u64::from(offset) <= EXTENDED_BYTES as u64
     };
     let wide = (2..63).filter(|component| (offered & KEPT) >> component & 1 != 0).filter(fits);
-    wide.fold(offered & LEGACY, |bits, component| bits | 1 << component)
+    let kept = wide.fold(offered & LEGACY, |bits, component| bits | 1 << component);
+    KEPT_HERE.store(kept, Ordering::Relaxed);
+    kept
 }
 
 /// Runs `act` with XSAVE's instructions allowed.
@@ -56,11 +57,21 @@ pub fn save(into: &mut Extended) {
             options(nomem, nostack, preserves_flags)
         );
     };
-    let mask = into.xcr0 & !LEGACY;
-    if mask == 0 {
+    let kept = KEPT_HERE.load(Ordering::Relaxed);
+    if kept == 0 {
         return;
     }
     with_xsave(|| {
+        let (low, high): (u32, u32);
+        // SAFETY: the register is there. It is read because not every processor that has SVM tells of XSETBV: QEMU's does not.
+        unsafe {
+            asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
+        };
+        into.xcr0 = (u64::from(low) | u64::from(high) << 32) & kept;
+        let mask = into.xcr0 & !LEGACY;
+        if mask == 0 {
+            return;
+        }
         // SAFETY: the area is aligned and has room for every component that XCR0 can have.
         unsafe {
             asm!(
@@ -82,7 +93,7 @@ pub fn load(from: &Extended) {
             options(nomem, nostack, preserves_flags)
         );
     };
-    if !XSAVE.load(Ordering::Relaxed) {
+    if KEPT_HERE.load(Ordering::Relaxed) == 0 {
         return;
     }
     let (xcr0, mask) = (from.xcr0, from.xcr0 & !LEGACY);

@@ -230,6 +230,7 @@ pub mod intercept {
 #[expect(missing_docs, reason = "the manual's names")]
 pub mod code {
     pub const CR3_READ: u64 = 0x03;
+    pub const CR4_READ: u64 = 0x04;
     pub const CR0_WRITE: u64 = 0x10;
     pub const CR15_WRITE: u64 = 0x1f;
     pub const EXCEPTION: u64 = 0x40;

@@ -159,12 +159,18 @@ impl Node {
             assert_eq!(node.vcpu_call(CoreId(0), Syscall::VcpuStart, vcpu), 0);
         }
         node.receive(CoreId(0));
-        for _ in 0..4 * vcpus {
+        let mut waiting = vcpus;
+        while waiting > 0 {
             node.wake();
             for core in (0..cores).map(CoreId) {
                 if let Some(vcpu) = node.serves(core) {
                     node.write(vcpu, |page| page.registers.rip = 0x1000 * (u64::from(vcpu.0) + 1));
                     node.reply(core, vcpu);
+                    waiting -= 1;
+                } else if node.guest(core).is_some() {
+                    // Its turn is over: the next starts.
+                    node.m.now += node.state.turn;
+                    node.timer(core);
                 }
             }
         }

@@ -21,6 +21,7 @@ pub mod legacy;
 pub mod machine;
 pub mod memory;
 pub mod msr;
+pub mod node_clock;
 pub mod ports;
 pub mod power;
 pub mod rtc;

@@ -91,8 +91,6 @@ struct Cpu {
     /// The page of a start-up interrupt that came after it.
     start_up: Option<u8>,
     nmi_pending: bool,
-    /// As it was set last.
-    xcr0: u64,
     /// The walk cache, when it is on.
     walks: Option<WalkCache>,
     /// Where instructions that exit lie.
@@ -176,7 +174,18 @@ impl Machine {
             tsc_hz,
             pcid: if config.walk_cache { cpuid::Pcid::Always } else { cpuid::Pcid::AsNode },
         };
-        let cpuid = cpuid::Table::new(cpuid, &policy);
+        let node_has_pcids = cpuid(1, 0)[2] >> 17 & 1 != 0;
+        // The walk cache's tables have no protection keys: leaf 7 and the component of the extended state.
+        let without_keys = |leaf: u32, subleaf: u32| {
+            let [mut eax, ebx, mut ecx, edx] = cpuid(leaf, subleaf);
+            match (leaf, subleaf) {
+                (7, 0) if config.walk_cache => ecx &= !(1 << 3),
+                (0xd, 0) if config.walk_cache => eax &= !(1 << 9),
+                _ => {}
+            }
+            [eax, ebx, ecx, edx]
+        };
+        let cpuid = cpuid::Table::new(without_keys, &policy);
         let [sizes, ..] = leaf(&cpuid, 0x8000_0008);
         let [.., features] = leaf(&cpuid, 0x8000_0001);
         let processor =
@@ -192,7 +201,8 @@ impl Machine {
                 let base = PRIVATE_START + u64::from(id * tables) * ipc::abi::PAGE_SIZE as u64;
                 let pages = u16::try_from(tables.min(32_768)).unwrap_or(0);
                 let cache = WalkCache::new(processor, GuestPhysAddr(base), pages);
-                Some(cache.ok_or(StartError::TooFewTables)?)
+                let cache = cache.ok_or(StartError::TooFewTables)?;
+                Some(if node_has_pcids { cache } else { cache.with_virtual_pcids() })
             } else {
                 None
             };
@@ -210,7 +220,6 @@ impl Machine {
                 init_pending: false,
                 start_up: None,
                 nmi_pending: false,
-                xcr0: 1,
                 walks,
                 code: resume::CodeCache::default(),
             });
@@ -344,7 +353,6 @@ impl Machine {
     /// Gives a vCPU a whole state.
     fn begin<H: Host>(&mut self, host: &mut H, vcpu: usize, state: &ProcessorState) {
         let Some(cpu) = self.cpus.get_mut(vcpu) else { return };
-        cpu.xcr0 = state.system.xcr0;
         let intercepts = if cpu.walks.is_some() { INTERCEPT_WALKS } else { 0 };
         let page = host.page(vcpu);
         page.registers = state.registers;

@@ -10,12 +10,13 @@ use ipc::interfaces::ept;
 use ipc::interfaces::vmm::{GuestStatus, INTERFACE, Server, dispatch};
 use ipc::message::{Caller, Message, Refused};
 use ipc::vcpu::ExitReason;
-use rt::capability::Endpoint;
+use rt::capability::{Endpoint, Ports};
 use rt::membership::{self, Membership};
 use rt::page::Page;
 use rt::start::Start;
-use rt::syscall::{self, Received, StopKind};
+use rt::syscall::{self, Received, StopKind, Width};
 use vmm::machine::{Disposition, Machine, Sources};
+use vmm::node_clock;
 use zerocopy::FromBytes;
 
 use crate::node::Node;
@@ -204,7 +205,7 @@ impl Program {
             initrd: files.initrd,
             cpuid: rt::processor::cpuid,
             tsc_hz,
-            unix_seconds: 0,
+            unix_seconds: unix_seconds(self.start),
             private_pages: node.guest().private_pages,
         };
         self.starts += 1;
@@ -325,6 +326,21 @@ fn text(told: fmt::Arguments<'_>) -> Text {
     // The error is that it is full.
     let _ = cut.write_fmt(told);
     cut.0
+}
+
+/// Seconds since 1970 by the node's clock; 0, with a warning, when it does not tell.
+fn unix_seconds(start: &Start<'_>) -> u64 {
+    let read = |ports: &Ports, register| {
+        // Where the kernel refuses an access, it reads as an empty bus does.
+        let selected = ports.write(0, Width::Byte, u32::from(register));
+        selected.and_then(|()| ports.read(1, Width::Byte)).map_or(0xff, |value| value.to_le_bytes()[0])
+    };
+    let ports = start.ports("clock").ok();
+    let shown = ports.and_then(|ports| node_clock::unix_seconds(|register| read(&ports, register)));
+    shown.unwrap_or_else(|| {
+        defmt::warn!("the node's clock shows no time: the guest begins in 1970");
+        0
+    })
 }
 
 /// What the image brings for the guest.

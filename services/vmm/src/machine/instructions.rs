@@ -10,6 +10,8 @@ use crate::power::PowerEvent;
 use crate::{cpuid, msr};
 
 const INVALID_OPCODE: u8 = 6;
+/// CPUID's leaf of extended state.
+const XSAVE_LEAF: u32 = 0xd;
 const GENERAL_PROTECTION: u8 = 13;
 /// The TSC's deadline and the base of the APIC are the APIC's registers, too.
 const APIC_MSRS: core::ops::RangeInclusive<u32> = apic::MSR_FIRST..=apic::MSR_LAST;
@@ -27,11 +29,14 @@ impl Machine {
     pub(super) fn cpuid<H: Host>(&mut self, host: &mut H, vcpu: usize) {
         let page = host.page(vcpu);
         let (leaf, subleaf) = (low(page.registers.rax), low(page.registers.rcx));
+        // The kernel knows it; not every processor tells of XSETBV.
+        let xcr0 = if leaf == XSAVE_LEAF { Self::fetched(host, vcpu).xcr0 } else { 1 };
+        let page = host.page(vcpu);
         let Some(cpu) = self.cpus.get(vcpu) else { return };
         let apic =
             if cpu.apic.mode() == apic::Mode::Disabled { cpuid::Apic::Disabled } else { cpuid::Apic::Enabled };
         let dynamic =
-            cpuid::Dynamic { apic_id: cpu.apic.id(), cr4: page.mode.cr4, xcr0: cpu.xcr0, apic };
+            cpuid::Dynamic { apic_id: cpu.apic.id(), cr4: page.mode.cr4, xcr0, apic };
         let values = self.cpuid.lookup(leaf, subleaf, &dynamic);
         if self.skip(host, vcpu, ExitReason::Cpuid) {
             let registers = &mut host.page(vcpu).registers;
@@ -58,9 +63,6 @@ impl Machine {
         }
         if self.skip(host, vcpu, ExitReason::SetXcr) {
             self.dirty(host, vcpu).xcr0 = value;
-            if let Some(cpu) = self.cpus.get_mut(vcpu) {
-                cpu.xcr0 = value;
-            }
         }
     }
 
@@ -109,12 +111,17 @@ impl Machine {
         cpu.msrs.read(register, &processor).map_err(|_| GeneralProtection)
     }
 
-    /// What there is to know of the system state to access a register.
-    fn system_for<H: Host>(host: &mut H, vcpu: usize, register: u32) -> SystemState {
-        if msr::needs_system(register) && host.page(vcpu).control.dirty & DIRTY_SYSTEM == 0 {
+    /// The system state of a vCPU.
+    pub(super) fn fetched<H: Host>(host: &mut H, vcpu: usize) -> SystemState {
+        if host.page(vcpu).control.dirty & DIRTY_SYSTEM == 0 {
             host.fetch(vcpu);
         }
         host.page(vcpu).system
+    }
+
+    /// What there is to know of the system state to access a register.
+    fn system_for<H: Host>(host: &mut H, vcpu: usize, register: u32) -> SystemState {
+        if msr::needs_system(register) { Self::fetched(host, vcpu) } else { host.page(vcpu).system }
     }
 
     fn write_other_msr<H: Host>(

@@ -3,7 +3,7 @@
 use core::fmt;
 
 use ipc::abi::UserRegisters;
-use ipc::vcpu::{DIRTY_SYSTEM, Mode, SystemState};
+use ipc::vcpu::{Mode, SystemState};
 
 use super::{Host, Machine};
 use crate::emulate::Encoding;
@@ -114,9 +114,7 @@ impl Machine {
         if self.end.is_some() {
             return;
         }
-        if host.page(vcpu).control.dirty & DIRTY_SYSTEM == 0 {
-            host.fetch(vcpu);
-        }
+        Self::fetched(host, vcpu);
         let page = *host.page(vcpu);
         let mode = self.mode(host, vcpu);
         let mut report = Report {

@@ -11,7 +11,6 @@ use crate::boot::processor;
 use crate::emulate::{self, Stop, plain_length};
 use crate::memory::{GuestPhysAddr, GuestVirtAddr};
 use crate::walk::{self, Access, Privilege};
-use crate::walk_cache::WalkCache;
 
 const RFLAGS_TF: u64 = 1 << 8;
 const RFLAGS_IF: u64 = 1 << 9;
@@ -58,11 +57,11 @@ impl Machine {
         host.now().wrapping_add(self.cpus.get(vcpu).map_or(0, |cpu| cpu.tsc_offset))
     }
 
-    /// How a vCPU reads instructions, with the CR3 that the guest knows of.
+    /// How a vCPU reads instructions and translates addresses, as the guest knows it.
     pub(super) fn mode<H: Host>(&self, host: &mut H, vcpu: usize) -> Mode {
         let mode = host.page(vcpu).mode;
         let walks = self.cpus.get(vcpu).and_then(|cpu| cpu.walks.as_ref());
-        Mode { cr3: walks.map_or(mode.cr3, WalkCache::guest_cr3), ..mode }
+        walks.map_or(mode, |walks| walks.guest_mode(&mode))
     }
 
     /// Goes past the instruction that made this exit. `false`: it is not there any more, or it got an exception.

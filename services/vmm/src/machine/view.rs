@@ -49,7 +49,8 @@ impl<H: Host> emulate::CodeMemory for View<'_, H> {
             Ok(translation) => Ok(translation.address),
             Err(WalkError::PageFault { error_code }) => Err(TranslationError::PageFault(error_code)),
             Err(WalkError::NotMemory(at)) => Err(TranslationError::NotMemory(NotMemory(at))),
-            Err(WalkError::Contended | WalkError::FiveLevels) => {
+            Err(WalkError::Contended) => Err(TranslationError::Contended),
+            Err(WalkError::FiveLevels) => {
                 Err(TranslationError::NotMemory(NotMemory(GuestPhysAddr(at.0))))
             }
         }

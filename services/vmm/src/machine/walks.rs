@@ -94,9 +94,10 @@ impl Machine {
                 let low = u64::from(word) & 0xf | mode.cr0 & CR0_PE;
                 self.write_cr0(host, vcpu, &mode, mode.cr0 & !0xf | low)
             }
-            Control::Read { register: 3, destination } => {
+            Control::Read { register: register @ (3 | 4), destination } => {
                 let mut view = self.view(host, vcpu, mode, rflags);
-                destination.store(&mut state, &mut view, mode.cr3);
+                let value = if register == 3 { mode.cr3 } else { mode.cr4 };
+                destination.store(&mut state, &mut view, value);
                 host.page(vcpu).registers = page.registers;
                 Ok(())
             }
@@ -197,15 +198,17 @@ impl Machine {
         {
             return Err(ContextError::GeneralProtection);
         }
-        self.dirty(host, vcpu).cr4 = value;
+        let walks = self.cpus.get(vcpu).and_then(|cpu| cpu.walks.as_ref());
+        let hardware = walks.map_or(value, |walks| walks.hardware_cr4(value));
+        self.dirty(host, vcpu).cr4 = hardware;
         let mode = Mode { cr4: value, ..*mode };
         self.walks(vcpu, host, |walks, host| walks.write_control(host, &mode).map_err(ContextError::NotMemory))
     }
 
     /// EFER may have changed.
     pub(super) fn control_changed<H: Host>(&mut self, host: &mut H, vcpu: usize) {
-        let page = host.page(vcpu);
-        let mode = Mode { efer: page.system.efer, ..page.mode };
+        let efer = host.page(vcpu).system.efer;
+        let mode = Mode { efer, ..self.mode(host, vcpu) };
         let done = self.walks(vcpu, host, |walks, host| {
             walks.write_control(host, &mode).map_err(ContextError::NotMemory)
         });
