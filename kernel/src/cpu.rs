@@ -107,8 +107,6 @@ pub struct Core {
     pub queue: RunQueue,
     /// The vCPU whose [`crate::context::Extended`] state this core has.
     pub extended: Option<VcpuId>,
-    /// The extended control register 0 that was loaded with it.
-    pub xcr0: u64,
     /// The vCPU whose translations this core's TLB may have, and the generation of guest memory they are of.
     pub translations: Option<(VcpuId, u64)>,
     /// The generation of guest memory that the window was last flushed at.
@@ -142,7 +140,6 @@ impl Core {
             space: PhysAddr(0),
             queue: RunQueue::empty(),
             extended: None,
-            xcr0: 0,
             translations: None,
             window_generation: 0,
             since: 0,

@@ -186,7 +186,9 @@ impl State {
             None => None,
         };
         if registers.r9 & GUEST_ZERO != 0 {
-            let Some((frame, _)) = to.filter(|_| count <= MAX_ZERO_PAGES) else { return Err(Error::Malformed) };
+            let Some((frame, _)) = to.filter(|_| count <= MAX_ZERO_PAGES) else {
+                return Err(Error::Malformed);
+            };
             // At most 64 KiB.
             m.zero(frame.start(), usize::try_from(count * PAGE).unwrap_or(0));
         }

@@ -7,13 +7,15 @@ use core::fmt;
 
 use heapless::Vec;
 use ipc::abi::{
-    CapabilityKind, ENTRY_CONSTANT, ENTRY_KEPT, ENTRY_WRITABLE, HEAP_BASE, Handle, MAX_CAPABILITIES, MAX_REGIONS,
-    MAX_STACK_BYTES, MAX_THREADS_PER_SERVICE, Name, PAGE_SIZE, PRIORITIES, REGION_BASE, START_MAGIC,
-    START_PAGE, ServiceState, StartEntry, StartPage, USER_BITS, USER_END, message_page, stack_top,
+    CapabilityKind, ENTRY_CONSTANT, ENTRY_KEPT, ENTRY_WRITABLE, HEAP_BASE, Handle, MAX_CAPABILITIES,
+    MAX_REGIONS, MAX_STACK_BYTES, MAX_THREADS_PER_SERVICE, Name, PAGE_SIZE, PRIORITIES, REGION_BASE,
+    START_MAGIC, START_PAGE, ServiceState, StartEntry, StartPage, USER_BITS, USER_END, message_page,
+    stack_top,
 };
 use ipc::image::{
-    CapabilityDescriptor, DEVICE_WINDOW_BYTES, DeviceDescriptor, GuestDescriptor, Image, ImageError, MAX_DEVICES,
-    ObjectDescriptor, RIGHT_SUPERVISE, RegionDescriptor, RegionKind, ServiceDescriptor, SystemDescriptor,
+    CapabilityDescriptor, DEVICE_WINDOW_BYTES, DeviceDescriptor, GuestDescriptor, Image, ImageError,
+    MAX_DEVICES, ObjectDescriptor, RIGHT_SUPERVISE, RegionDescriptor, RegionKind, ServiceDescriptor,
+    SystemDescriptor,
 };
 use ipc::vcpu::{HIGH_MEMORY_START, MAX_VCPUS, PRIVATE_START, VCPU_PAGES};
 use zerocopy::{FromZeros, IntoBytes};
@@ -39,6 +41,8 @@ const PAGE: u64 = PAGE_SIZE as u64;
 const DMA_END: PhysAddr = PhysAddr(1 << 32);
 /// Pages of 4 KiB in one of 2 MiB.
 const LARGE_PAGES: u64 = 512;
+/// The end of guest-physical memory: what one table below the root translates, which the window shows.
+const GUEST_END: u64 = 1 << 39;
 /// Distance between two BARs of a device in its driver's address space.
 const BAR_STRIDE: u64 = DEVICE_WINDOW_BYTES / 8;
 
@@ -213,6 +217,12 @@ pub fn load<M: Machine, S: Spaces>(
     state.node.tsc_hz = platform.tsc_hz;
     // Ten milliseconds.
     state.turn = platform.tsc_hz / 100;
+    let guest = system.guest.as_ref();
+    if let Some(guest) = guest {
+        let platform = image.services().nth(usize::from(guest.platform));
+        let name = platform.map_or(name_of(&system.name), |entry| entry.name);
+        check_guest(guest, image.services().count()).map_err(|what| LoadError::OutOfRange(name, what))?;
+    }
     let mut regions: Vec<Region<'_>, MAX_REGIONS> = Vec::new();
     for descriptor in &system.regions {
         let name = name_of(&descriptor.name);
@@ -224,7 +234,6 @@ pub fn load<M: Machine, S: Spaces>(
         regions.push(Region { descriptor, physical }).map_err(|_| LoadError::TooMany(name, "regions"))?;
     }
     let (routes, regions) = (Routes::default(), &regions);
-    let guest = system.guest.as_ref();
     let mut loader = Loader { state, m, spaces, frames, image, platform, regions, guest, routes };
     for entry in image.services() {
         let descriptor = image.service(entry)?;
@@ -232,7 +241,7 @@ pub fn load<M: Machine, S: Spaces>(
         check(&descriptor, name, platform, system)?;
         loader.service(name, &descriptor)?;
     }
-    if let (Some(guest), Some(with)) = (&system.guest, platform.virtualization) {
+    if let (Some(guest), Some(with)) = (guest, platform.virtualization) {
         loader.guest(guest, with)?;
     }
     let routes = loader.routes;
@@ -245,12 +254,7 @@ pub fn load<M: Machine, S: Spaces>(
 }
 
 /// Where a blob lies in the module.
-fn blob(
-    image: &Image<'_>,
-    platform: &Platform<'_>,
-    name: Name,
-    pages: u32,
-) -> Result<PhysAddr, LoadError> {
+fn blob(image: &Image<'_>, platform: &Platform<'_>, name: Name, pages: u32) -> Result<PhysAddr, LoadError> {
     let contents = image.blob(name)?;
     if contents.len() as u64 != u64::from(pages) * PAGE {
         return Err(LoadError::OutOfRange(name, "a blob's size"));
@@ -299,9 +303,9 @@ fn check(
                     && address >= REGION_BASE
                     && address.is_multiple_of(PAGE)
             }
-            ObjectDescriptor::Guest => system.guest.is_some_and(|guest| {
-                [guest.platform, guest.memory, guest.placement].into_iter().all(known)
-            }),
+            ObjectDescriptor::Guest => system
+                .guest
+                .is_some_and(|guest| [guest.platform, guest.memory, guest.placement].into_iter().all(known)),
             ObjectDescriptor::Interrupt { line, bits } => line < 16 && free(bits),
             ObjectDescriptor::Ports { first, count } => count > 0 && first.checked_add(count - 1).is_some(),
             ObjectDescriptor::Device { device, address, first_bit } => {
@@ -318,6 +322,22 @@ fn check(
         }
     }
     Ok(())
+}
+
+/// Says which of a guest's numbers is out of range.
+fn check_guest(guest: &GuestDescriptor, services: usize) -> Result<(), &'static str> {
+    let GuestDescriptor { platform, memory, placement, vcpus, pages, private_pages, priority } = *guest;
+    if [platform, memory, placement].into_iter().any(|service| usize::from(service) >= services) {
+        return Err("a service of its guest's");
+    }
+    let private_end = PRIVATE_START / PAGE + u64::from(private_pages);
+    if pages == 0 || pages > (PRIVATE_START - HIGH_MEMORY_START) / PAGE || private_end > GUEST_END / PAGE {
+        return Err("its guest's memory");
+    }
+    if vcpus == 0 || usize::from(vcpus) > MAX_VCPUS {
+        return Err("its guest's number of vCPUs");
+    }
+    if usize::from(priority) >= PRIORITIES { Err("its guest's priority") } else { Ok(()) }
 }
 
 struct Loader<'a, 'b, M, S> {
@@ -497,7 +517,9 @@ impl<M: Machine, S: Spaces> Loader<'_, '_, M, S> {
                 self.routes.pins.push(route).map_err(|_| LoadError::TooMany(draft.service.name, "interrupts"))
             }
             ObjectDescriptor::Guest => {
-                let (Some(guest), Some(_)) = (self.guest, self.platform.virtualization) else { return Ok(()) };
+                let (Some(guest), Some(_)) = (self.guest, self.platform.virtualization) else {
+                    return Ok(());
+                };
                 let bits = u64::from(guest.vcpus) | u64::from(guest.private_pages) << 32;
                 let (address, length) = (pool_frames(guest), guest.pages);
                 let index = u16::from(guest.platform);
@@ -601,22 +623,10 @@ impl<M: Machine, S: Spaces> Loader<'_, '_, M, S> {
     fn guest(&mut self, guest: &GuestDescriptor, with: Virtualization) -> Result<(), LoadError> {
         let platform = ServiceId(guest.platform);
         let name = self.state.services[platform.index()].name;
-        let out = |what| LoadError::OutOfRange(name, what);
-        let high_end = PRIVATE_START - HIGH_MEMORY_START;
-        if guest.pages == 0 || guest.pages > high_end / PAGE {
-            return Err(out("its guest's memory"));
-        }
-        if guest.vcpus == 0 || usize::from(guest.vcpus) > MAX_VCPUS {
-            return Err(out("its guest's number of vCPUs"));
-        }
-        if usize::from(guest.priority) >= PRIORITIES {
-            return Err(out("its guest's priority"));
-        }
         let ranges = ranges(guest.pages, guest.private_pages);
         let tables = tables_needed(&ranges);
         let at = take(self.m, self.frames, name, tables, None)?;
-        let mut stock =
-            TableStock::new(FrameRange { first: FrameNumber::containing(at), pages: tables });
+        let mut stock = TableStock::new(FrameRange { first: FrameNumber::containing(at), pages: tables });
         let memory = &mut Tables { m: &mut *self.m, stock: &mut stock };
         let no_tables = LoadError::CannotMap(name);
         let nested = PageTable::<NptFormat>::new(memory).ok_or(no_tables)?;
@@ -625,12 +635,8 @@ impl<M: Machine, S: Spaces> Loader<'_, '_, M, S> {
         self.spaces.link_window(self.frames, root, second);
         let pages = take(self.m, self.frames, name, u64::from(guest.vcpus), None)?;
         let bytes = u64::from(guest.vcpus) * PAGE;
-        let mapping = Mapping {
-            start: VirtAddr(VCPU_PAGES),
-            bytes,
-            physical: pages,
-            on_restart: OnRestart::ZEROS,
-        };
+        let mapping =
+            Mapping { start: VirtAddr(VCPU_PAGES), bytes, physical: pages, on_restart: OnRestart::ZEROS };
         let mapped =
             self.spaces.map(self.frames, root, mapping.start, pages, bytes / PAGE, user(Access::ReadWrite));
         mapped.ok_or(no_tables)?;

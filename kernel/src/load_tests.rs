@@ -12,21 +12,25 @@ use ipc::abi::{
     message_page,
 };
 use ipc::image::{
-    CapabilityDescriptor, DeviceDescriptor, Entry, EntryKind, Header, Image, MAGIC, ObjectDescriptor,
-    RegionDescriptor, RegionKind, ServiceDescriptor, SystemDescriptor,
+    CapabilityDescriptor, DeviceDescriptor, Entry, EntryKind, GuestDescriptor, Header, Image, MAGIC,
+    ObjectDescriptor, RegionDescriptor, RegionKind, ServiceDescriptor, SystemDescriptor,
 };
+use ipc::vcpu::{PRIVATE_START, VCPU_PAGES};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::address::{FrameNumber, PhysAddr, VirtAddr};
 use crate::cpu::Core;
 use crate::frames::Frames;
-use crate::ids::{CoreId, ThreadId};
-use crate::load::{Bar, Device, LoadError, Platform, Routes, Spaces, load};
-use crate::machine::{PciAddress, Trigger};
+use crate::ids::{CoreId, ServiceId, ThreadId, VcpuId};
+use crate::load::{Bar, Device, LoadError, Platform, Routes, Spaces, Virtualization, load};
+use crate::machine::{Machine, PciAddress, Trigger};
 use crate::memory_map::{Kind, MemoryMap};
 use crate::paging::host::{Access, Cache, HostAttributes, Owner};
+use crate::service::Object;
 use crate::state::State;
-use crate::testing::FakeMachine;
+use crate::svm::Features;
+use crate::testing::{self, FakeMachine};
+use crate::thread::ThreadState;
 
 /// Where the module lies in the fake machine, below the frames that the loader takes.
 const MODULE: u64 = 0x8_0000;
@@ -35,6 +39,7 @@ const MODULE: u64 = 0x8_0000;
 struct FakeSpaces {
     roots: u64,
     mapped: Vec<(PhysAddr, u64, u64, HostAttributes)>,
+    windows: Vec<(PhysAddr, FrameNumber)>,
 }
 
 impl Spaces for FakeSpaces {
@@ -60,7 +65,9 @@ impl Spaces for FakeSpaces {
         Some(())
     }
 
-    fn link_window(&mut self, _: &mut Frames, _: PhysAddr, _: FrameNumber) {}
+    fn link_window(&mut self, _: &mut Frames, root: PhysAddr, table: FrameNumber) {
+        self.windows.push((root, table));
+    }
 }
 
 /// An ELF file with a code segment and a data segment of 2 pages, of which the file fills 5 bytes.
@@ -172,9 +179,21 @@ struct Loaded {
 }
 
 fn load_image(bytes: &[u8], devices: &[Option<Device>]) -> Loaded {
+    load_with(bytes, devices, &[(0x10_0000, 0x20_0000)], None)
+}
+
+/// With this usable memory, by start and length.
+fn load_with(
+    bytes: &[u8],
+    devices: &[Option<Device>],
+    memory: &[(u64, u64)],
+    virtualization: Option<Virtualization>,
+) -> Loaded {
     let mut m = FakeMachine::new();
     let mut map = MemoryMap::new();
-    map.add(0x10_0000, 0x20_0000, Kind::Usable).unwrap();
+    for &(start, length) in memory {
+        map.add(start, length, Kind::Usable).unwrap();
+    }
     let mut frames = Frames::new(&map);
     let mut state = Box::new(State::empty());
     for _ in 0..2 {
@@ -198,7 +217,7 @@ fn load_image(bytes: &[u8], devices: &[Option<Device>]) -> Loaded {
         cores: 2,
         node: 7,
         module: PhysAddr(MODULE),
-        virtualization: None,
+        virtualization,
         devices: &devices.iter().cloned().collect(),
         isa: &|line| (u32::from(line) + 100, Trigger::Level),
     };
@@ -331,4 +350,145 @@ fn every_false_claim_is_refused_by_name() {
     capability(ObjectDescriptor::Ports { first: 0, count: 0 });
     capability(ObjectDescriptor::Device { device: 1, address: REGION_BASE, first_bit: 0 });
     capability(ObjectDescriptor::Device { device: 0, address: REGION_BASE, first_bit: 61 });
+}
+
+const GUEST: GuestDescriptor = GuestDescriptor {
+    platform: 1,
+    memory: 0,
+    placement: 2,
+    vcpus: 3,
+    pages: 2000,
+    private_pages: 40,
+    priority: 9,
+};
+
+/// Three services that serve a guest, of 16 MiB in all with what they need themselves.
+fn guest_image(guest: GuestDescriptor) -> Vec<u8> {
+    let mut services = Vec::new();
+    for name in ["memory", "platform", "placement"] {
+        services.push((service(name, &[("guest", ObjectDescriptor::Guest)]), elf()));
+    }
+    image(&SystemDescriptor { guest: Some(guest), ..system(3) }, &services)
+}
+
+fn virtualization() -> Virtualization {
+    let features = Features { next_rip: true, xcr0: 7, ..Features::default() };
+    Virtualization { features, permission_maps: [PhysAddr(0x1000), PhysAddr(0x4000)] }
+}
+
+#[test]
+fn a_guest_gets_its_memory_tables_threads_and_window() {
+    let bytes = guest_image(GUEST);
+    let memory = [(0x10_0000, 0x20_0000), (0x40_0000, 0x20_0000), (0x7f_f000, 0x80_1000)];
+    let mut loaded = load_with(&bytes, &[], &memory, Some(virtualization()));
+    loaded.result.unwrap();
+    let state = &loaded.state;
+    let guest = state.guest.as_ref().unwrap();
+    assert_eq!((guest.platform, guest.memory, guest.placement), (ServiceId(1), ServiceId(0), ServiceId(2)));
+    assert_eq!(guest.ranges, [(0, 2000), (1 << 20, 0), (PRIVATE_START / 4096, 40)]);
+    assert_eq!(
+        (guest.features, guest.permission_maps),
+        (virtualization().features, virtualization().permission_maps)
+    );
+    // A frame for each page and one for zeros, up to 2 MiB, in aligned pieces.
+    assert_eq!(guest.pool.iter().map(|run| run.pages).sum::<u64>(), 2048);
+    assert!(guest.pool.iter().all(|run| run.first.0 % 512 == 0 && run.pages % 512 == 0));
+    // The window is the second table.
+    let root = state.services[1].root;
+    let [(linked, second)] = loaded.spaces.windows[..] else { panic!("{:?}", loaded.spaces.windows) };
+    assert_eq!(linked, root);
+    let entry = loaded.m.read_u64(guest.nested.root().start());
+    assert_eq!((entry & !0xfff, entry & 7), (second.start().0, 7));
+    // The vCPUs: threads after those of the services, stopped, each with a state page that the platform sees.
+    assert_eq!((state.vcpus.len(), state.threads.len()), (3, 9));
+    let pages = state.services[1].translate(VirtAddr(VCPU_PAGES), 3 * 4096).unwrap();
+    for (index, vcpu) in state.vcpus.iter().enumerate() {
+        let thread = &state.threads[vcpu.thread.index()];
+        assert_eq!(
+            (vcpu.thread, thread.vcpu),
+            (ThreadId::from_index(6 + index), Some(VcpuId::from_index(index)))
+        );
+        assert_eq!((thread.service, thread.state, thread.priority), (ServiceId(1), ThreadState::Unused, 9));
+        assert_eq!((thread.root, thread.core, thread.slot_bit), (root, CoreId::from_index(index % 2), 0));
+        assert_eq!(vcpu.page, PhysAddr(pages.0 + 4096 * index as u64));
+        let token = thread.token;
+        assert_eq!((token.thread(), token.service()), (Some(6 + index), 1));
+    }
+    let seen = |&&(r, from, to, _): &&(PhysAddr, u64, u64, HostAttributes)| {
+        r == root && (from, to) == (VCPU_PAGES, VCPU_PAGES + 3 * 4096)
+    };
+    let mapped = loaded.spaces.mapped.iter().filter(seen).map(|(_, _, _, with)| with.access);
+    assert!(mapped.eq([Access::ReadWrite]));
+    // What each holder finds on its start page.
+    for service in 0..3 {
+        let (page, _) =
+            StartPage::read_from_prefix(loaded.m.at(loaded.state.services[service].start_page)).unwrap();
+        let entry = page.entries[0];
+        assert_eq!((page.entry_count, entry.kind), (1, CapabilityKind::Guest as u16));
+        assert_eq!((entry.address, entry.length, entry.bits, entry.index), (2048, 2000, 3 | 40 << 32, 1));
+        assert_eq!(loaded.state.services[service].capabilities[0], Object::Guest);
+    }
+    testing::check(&loaded.state);
+}
+
+#[test]
+fn a_pool_is_made_of_pieces_when_memory_is() {
+    // 6 MiB, of which no more than 4 are in one piece.
+    let bytes = guest_image(GuestDescriptor { pages: 1535, private_pages: 0, ..GUEST });
+    let memory = [(0x10_0000, 0x50_0000), (0x70_0000, 0x30_0000), (0xb0_0000, 0x50_0000)];
+    let loaded = load_with(&bytes, &[], &memory, Some(virtualization()));
+    loaded.result.unwrap();
+    let guest = loaded.state.guest.unwrap();
+    assert!(guest.pool.iter().map(|run| run.pages).eq([1024, 512]), "{:?}", guest.pool);
+    let mut runs: Vec<_> = guest.pool.iter().map(|run| (run.start().0, run.end().0)).collect();
+    runs.sort_unstable();
+    assert!(runs.windows(2).all(|pair| pair[0].1 <= pair[1].0), "pieces overlap: {runs:x?}");
+    for (start, end) in runs {
+        assert!(memory.iter().any(|&(from, length)| from <= start && end <= from + length));
+    }
+}
+
+#[test]
+fn a_guest_that_memory_cannot_hold_is_refused_by_name() {
+    let refused = |guest, memory: &[(u64, u64)], words: &str| {
+        let loaded = load_with(&guest_image(guest), &[], memory, Some(virtualization()));
+        let error = loaded.result.expect_err(words).to_string();
+        assert!(error.contains("'platform'") && error.contains(words), "{error:?} does not say {words:?}");
+    };
+    let enough = [(0x10_0000, 0x100_0000)];
+    refused(GUEST, &[(0x10_0000, 0x60_0000)], "no memory for");
+    refused(GuestDescriptor { pages: 1 << 22, ..GUEST }, &enough, "no memory for");
+    // 2 MiB pieces that are not aligned are none.
+    refused(
+        GUEST,
+        &[(0x10_0000, 0x10_0000), (0x20_1000, 0x3f_e000), (0x60_1000, 0x3f_e000)],
+        "no memory for",
+    );
+    refused(GuestDescriptor { pages: 0, ..GUEST }, &enough, "its guest's memory");
+    refused(GuestDescriptor { pages: u64::MAX, ..GUEST }, &enough, "its guest's memory");
+    refused(GuestDescriptor { pages: (1 << 38) / 4096, ..GUEST }, &enough, "its guest's memory");
+    refused(GuestDescriptor { private_pages: u32::MAX, ..GUEST }, &enough, "its guest's memory");
+    refused(GuestDescriptor { vcpus: 0, ..GUEST }, &enough, "number of vCPUs");
+    refused(GuestDescriptor { vcpus: 65, ..GUEST }, &enough, "number of vCPUs");
+    refused(GuestDescriptor { priority: 16, ..GUEST }, &enough, "its guest's priority");
+    refused(GuestDescriptor { memory: 3, ..GUEST }, &enough, "a service of its guest's");
+    refused(GuestDescriptor { placement: 255, ..GUEST }, &enough, "a service of its guest's");
+    let image = guest_image(GuestDescriptor { platform: 3, ..GUEST });
+    let error = load_with(&image, &[], &enough, Some(virtualization())).result.unwrap_err();
+    assert!(error.to_string().contains("a service of its guest's"), "{error}");
+}
+
+#[test]
+fn without_virtualization_or_a_guest_nobody_has_the_capability() {
+    let with_guest = |guest, services: u8| SystemDescriptor { guest, ..system(services) };
+    let alone = (service("platform", &[("guest", ObjectDescriptor::Guest)]), elf());
+    let loaded = load_image(&image(&with_guest(None, 1), &[alone]), &[]);
+    assert!(loaded.result.unwrap_err().to_string().contains("one of its capabilities"));
+    let mut loaded = load_with(&guest_image(GUEST), &[], &[(0x10_0000, 0x80_0000)], None);
+    loaded.result.unwrap();
+    assert!(
+        loaded.state.guest.is_none() && loaded.state.vcpus.is_empty() && loaded.spaces.windows.is_empty()
+    );
+    let (page, _) = StartPage::read_from_prefix(loaded.m.at(loaded.state.services[1].start_page)).unwrap();
+    assert_eq!(page.entry_count, 0);
 }

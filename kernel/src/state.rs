@@ -248,7 +248,8 @@ impl State {
         if let Some(id) = this.current {
             let thread = &self.threads[id.index()];
             let budget = self.services[thread.service.index()].budget;
-            let left = if thread.vcpu.is_some() { self.turn } else { budget.saturating_sub(thread.activation) };
+            let left =
+                if thread.vcpu.is_some() { self.turn } else { budget.saturating_sub(thread.activation) };
             due = due.min(now.saturating_add(left.min(self.turn)));
         }
         if due < this.armed {

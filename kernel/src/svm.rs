@@ -168,7 +168,9 @@ impl Svm {
             code::VMMCALL => plain(ExitReason::Hypercall),
             code::WBINVD | code::INVD => plain(ExitReason::Caches),
             code::SHUTDOWN => plain(ExitReason::Shutdown),
-            code::INVALID | code::INVALID_LOW => Exit::Platform(ExitReason::InvalidState, [code::INVALID, 0, 0]),
+            code::INVALID | code::INVALID_LOW => {
+                Exit::Platform(ExitReason::InvalidState, [code::INVALID, 0, 0])
+            }
             code::TASK_SWITCH => Exit::Platform(ExitReason::TaskSwitch, [info1, info2, 0]),
             code::CR3_READ | code::CR4_READ => plain(ExitReason::ReadControl),
             exit @ code::CR0_WRITE..=code::CR15_WRITE => {
@@ -412,7 +414,6 @@ impl Default for Svm {
 }
 
 /// EXITINFO1 of an I/O intercept (15.10.2).
-#[expect(clippy::cast_possible_truncation, reason = "masked")]
 const fn port_access(info: u64) -> PortAccess {
     let input = if info & 1 != 0 { PortAccess::IN } else { 0 };
     let string = if info & 1 << 2 != 0 { PortAccess::STRING } else { 0 };

@@ -125,7 +125,7 @@ impl Machine for FakeMachine {
         self.expelled.push(core);
     }
     fn save_extended(&mut self, into: &mut Extended) {
-        into.breakpoints = self.breakpoints[self.core].0;
+        (into.breakpoints, into.xcr0) = self.breakpoints[self.core];
     }
     fn load_extended(&mut self, from: &Extended) {
         self.breakpoints[self.core] = (from.breakpoints, from.xcr0);

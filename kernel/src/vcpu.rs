@@ -69,6 +69,8 @@ pub struct Vcpu {
     pub hardware: Svm,
     /// State that stays in the core between exits.
     pub extended: Extended,
+    /// Its service chose another XCR0 than the core may have.
+    pub xcr0_chosen: bool,
     /// Its thread.
     pub thread: ThreadId,
     /// Its state page.
@@ -93,6 +95,7 @@ impl Vcpu {
         Self {
             hardware: Svm::new(),
             extended: Extended::INITIAL,
+            xcr0_chosen: false,
             thread: ThreadId::new(0),
             page: PhysAddr(0),
             pending: Pending::Nothing,
@@ -101,14 +104,15 @@ impl Vcpu {
             counters: VcpuCounters { exits: 0, faults: 0, halts: 0, kicks: 0, entries: 0, steal: 0 },
         }
     }
-}
 
-/// Saves what a vCPU left in this core, with the XCR0 that it had then.
-fn unload<M: Machine>(m: &mut M, here: &mut Core, vcpu: &mut Vcpu) {
-    let next = core::mem::replace(&mut vcpu.extended.xcr0, here.xcr0);
-    m.save_extended(&mut vcpu.extended);
-    vcpu.extended.xcr0 = next;
-    here.extended = None;
+    /// Saves what it left in this core. XCR0 is what the guest made of it, unless its service chose another since.
+    fn save_extended(&mut self, m: &mut impl Machine) {
+        let xcr0 = self.extended.xcr0;
+        m.save_extended(&mut self.extended);
+        if self.xcr0_chosen {
+            self.extended.xcr0 = xcr0;
+        }
+    }
 }
 
 /// Where in a state page.
@@ -184,13 +188,12 @@ impl State {
     fn enter_guest<M: Machine>(&mut self, m: &mut M, core: CoreId, vcpu: VcpuId) {
         let generation = self.guest.as_ref().map_or(0, |guest| guest.generation);
         let (this, here) = (&mut self.vcpus[vcpu.index()], &mut self.cores[core.index()]);
-        let xcr0 = this.extended.xcr0;
-        if here.extended != Some(vcpu) || here.xcr0 != xcr0 {
+        if here.extended != Some(vcpu) || this.xcr0_chosen {
             // What another left was saved when its scheduling context left the core.
             if here.extended.is_some() {
-                unload(m, here, this);
+                this.save_extended(m);
             }
-            (here.extended, here.xcr0) = (Some(vcpu), xcr0);
+            (here.extended, this.xcr0_chosen) = (Some(vcpu), false);
             m.load_extended(&this.extended);
         }
         let known = here.translations == Some((vcpu, generation));
@@ -222,7 +225,8 @@ impl State {
         let Some(owner) = here.extended else { return };
         let context = self.vcpus[owner.index()].thread;
         if here.current.is_none_or(|id| self.threads[id.index()].on != context) {
-            unload(m, here, &mut self.vcpus[owner.index()]);
+            here.extended = None;
+            self.vcpus[owner.index()].save_extended(m);
         }
     }
 
@@ -402,7 +406,7 @@ impl State {
     /// Takes over what the platform left in a vCPU's state page. All of it is a claim: what the processor does not check
     /// at `VMRUN` is the guest's alone.
     fn load_page<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId, vcpu: VcpuId) {
-        let Vcpu { hardware, page, pending, intercepts, counters, extended, .. } =
+        let Vcpu { hardware, page, pending, intercepts, counters, extended, xcr0_chosen, .. } =
             &mut self.vcpus[vcpu.index()];
         let thread = &mut self.threads[id.index()];
         let mut registers = UserRegisters::ZERO;
@@ -418,8 +422,11 @@ impl State {
             let mut state = SystemState::new_zeroed();
             m.read(at(*page, offset_of!(VcpuPage, system)), state.as_mut_bytes());
             hardware.load_system(&state);
-            // The entry loads it into the core.
-            extended.xcr0 = hardware.legal_xcr0(state.xcr0);
+            let xcr0 = hardware.legal_xcr0(state.xcr0);
+            if xcr0 != extended.xcr0 {
+                // The entry loads it into the core.
+                (extended.xcr0, *xcr0_chosen) = (xcr0, true);
+            }
             if state.reset_fpu != 0 {
                 *extended = Extended { xcr0: extended.xcr0, ..Extended::INITIAL };
                 thread.context.fpu = FpuState::INITIAL;
@@ -477,7 +484,7 @@ impl State {
         }
         let this = &mut self.vcpus[vcpu.index()];
         this.hardware.reset(features, iopm, msrpm, nested.start());
-        this.extended = Extended::INITIAL;
+        (this.extended, this.xcr0_chosen) = (Extended::INITIAL, false);
         (this.pending, this.intercepts) = (Pending::Started, 0);
         self.threads[id.index()].context = UserContext {
             registers: UserRegisters::ZERO,
@@ -522,17 +529,17 @@ impl State {
     pub(crate) fn vcpu_fetch(&mut self, m: &mut impl Machine, request: &Request) -> Result<(), Error> {
         self.guest_of(request, |guest| guest.platform)?;
         let vcpu = self.known_vcpu(request.registers.rsi)?;
-        let Vcpu { hardware, thread, page, extended, .. } = &mut self.vcpus[vcpu.index()];
-        let thread = &self.threads[thread.index()];
+        let this = &mut self.vcpus[vcpu.index()];
+        let thread = &self.threads[this.thread.index()];
         if thread.maker != Maker::Exit || !matches!(thread.state, ThreadState::AwaitingReply { .. }) {
             return Err(Error::Again);
         }
         if self.cores[request.core.index()].extended == Some(vcpu) {
             // The core has the latest; it goes on having it.
-            m.save_extended(extended);
+            this.save_extended(m);
         }
-        let state = hardware.system(extended.xcr0);
-        m.write(at(*page, offset_of!(VcpuPage, system)), state.as_bytes());
+        let state = this.hardware.system(this.extended.xcr0);
+        m.write(at(this.page, offset_of!(VcpuPage, system)), state.as_bytes());
         Ok(())
     }
 

@@ -52,13 +52,8 @@ pub const TABLES: FrameNumber = FrameNumber(0x400);
 const STATE_PAGES: PhysAddr = PhysAddr(0x60_0000);
 /// The priority of vCPUs.
 const PRIORITY: u8 = 8;
-const FEATURES: Features = Features {
-    next_rip: true,
-    decode_assists: true,
-    flush_by_asid: true,
-    pause_filter: true,
-    xcr0: 0xe7,
-};
+const FEATURES: Features =
+    Features { next_rip: true, decode_assists: true, flush_by_asid: true, pause_filter: true, xcr0: 0xe7 };
 
 /// What a vCPU must find and tell.
 #[derive(Clone, Debug)]
@@ -104,8 +99,7 @@ impl Node {
     pub fn new(cores: u8, vcpus: u8) -> Self {
         let (mut state, mut m) = system(SERVICES, cores);
         let ranges = ranges(PAGES, PRIVATE_PAGES);
-        let mut stock =
-            TableStock::new(FrameRange { first: TABLES, pages: tables_needed(&ranges) });
+        let mut stock = TableStock::new(FrameRange { first: TABLES, pages: tables_needed(&ranges) });
         let memory = &mut Tables { m: &mut m, stock: &mut stock };
         let nested = PageTable::new(memory).unwrap();
         nested.second_table(memory, GuestPhysAddr(0)).unwrap();
@@ -141,8 +135,11 @@ impl Node {
         let mut node = Self { state, m, expected, tlbs: vec![Tlb::default(); MAX_CORES], random };
         for core in (0..cores).map(CoreId) {
             while node.current(core).is_some() {
-                node.syscall(core, Syscall::Receive, |r| r.r13 = RECEIVE_MESSAGES | 1);
+                node.receive(core);
             }
+        }
+        for slot in 0..THREADS {
+            node.state.thread_mut(ThreadId::new(first(PLATFORM).number() + slot)).core = CoreId(0);
         }
         node.step(CoreId(0), |state, m, core| {
             state.raise(m, core, PLATFORM, 1);
@@ -259,9 +256,24 @@ impl Node {
             assert_eq!(self.tlbs[core.index()].window, self.generation(), "a stale window");
         }
         let here = &self.state.cores[core.index()];
-        if let Some(vcpu) = here.extended {
+        self.verify_wakes();
+        // Only until it looks, when another core took the vCPU's context back.
+        if let Some(vcpu) = here.extended.filter(|_| !self.m.woken.contains(&core.index())) {
             let on = here.current.map(|id| self.state.thread(id).on);
             assert_eq!(on, Some(self.id(vcpu)), "{vcpu:?} left state in {core:?}, where others run");
+        }
+    }
+
+    /// A core that has something to do was told, if it did not see it itself.
+    fn verify_wakes(&self) {
+        for (index, core) in self.state.cores.iter().enumerate() {
+            let told = self.m.woken.contains(&index);
+            assert!(told || core.current.is_some() || core.queue.first().is_none(), "core {index} idles");
+            if let Some(vcpu) = self.guest(CoreId::from_index(index)) {
+                let tells = self.state.vcpus[vcpu.index()].pending != Pending::Nothing;
+                assert!(told || !tells, "{vcpu:?} runs and has something to tell");
+                assert!(told || self.what(vcpu) == ThreadState::Ready, "{vcpu:?} runs and should not");
+            }
         }
     }
 
@@ -322,7 +334,11 @@ impl Node {
         let mut registers = UserRegisters::ZERO;
         self.random.fill_bytes(registers.as_mut_bytes());
         self.random.fill_bytes(expected.breakpoints.as_mut_bytes());
-        self.m.breakpoints[core.index()].0 = expected.breakpoints;
+        // Not every processor tells of XSETBV.
+        if let Some(&xcr0) = [1, 3, 7, 0xe7].get(self.random.next_u32() as usize % 16) {
+            expected.xcr0 = xcr0;
+        }
+        self.m.breakpoints[core.index()] = (expected.breakpoints, expected.xcr0);
         expected.registers = registers;
         self.state.thread_mut(id).context.registers = registers;
         let hardware = &mut self.state.vcpus[vcpu.index()].hardware;
@@ -372,7 +388,7 @@ impl Node {
     pub fn syscall(&mut self, core: CoreId, call: Syscall, set: impl FnOnce(&mut UserRegisters)) -> u64 {
         let id = self.current(core).expect("a service runs here");
         let registers = &mut self.state.thread_mut(id).context.registers;
-        (registers.r12, registers.r13) = (NEVER, RECEIVE_MESSAGES);
+        (registers.r12, registers.r13) = (NEVER, RECEIVE_MESSAGES | 1);
         (registers.rdi, registers.rsi) = (0, 0);
         set(registers);
         registers.rax = call as u64;
@@ -407,7 +423,7 @@ impl Node {
         };
         let Some(vcpu) = self.state.threads.iter().find(|t| waits(t)).and_then(|t| t.vcpu) else { return };
         let page = self.page(vcpu);
-        let hardware = &self.state.vcpus[vcpu.index()].hardware;
+        let Vcpu { hardware, extended, .. } = &self.state.vcpus[vcpu.index()];
         let expected = &mut self.expected[vcpu.index()];
         let event = page.control.event;
         expected.registers = page.registers;
@@ -415,7 +431,11 @@ impl Node {
         expected.flush |= page.control.flush & FLUSH_TRANSLATIONS != 0;
         if page.control.dirty & DIRTY_SYSTEM != 0 {
             expected.flush = true;
-            expected.xcr0 = hardware.legal_xcr0(page.system.xcr0);
+            let xcr0 = hardware.legal_xcr0(page.system.xcr0);
+            // Given back as it was told it is no choice: the guest may have set it since.
+            if extended.xcr0 != xcr0 || page.system.reset_fpu != 0 {
+                expected.xcr0 = xcr0;
+            }
             if page.system.reset_fpu != 0 {
                 expected.breakpoints = [0; 4];
             }
@@ -434,7 +454,7 @@ impl Node {
         }
     }
 
-    /// The current thread waits for a message.
+    /// The current thread waits for a message or bit 0.
     pub fn receive(&mut self, core: CoreId) {
         self.syscall(core, Syscall::Receive, |_| {});
     }
