@@ -97,6 +97,17 @@ impl Health {
             records,
             lost
         );
+        if let Some(guest) = self.observer.guest_summary() {
+            defmt::info!(
+                "guest: {=u32} vCPUs {=u32} permille busy and {=u32} stolen; {=u32} exits, {=u32} faults, {=u32} halts a second",
+                guest.vcpus,
+                guest.mean_permille,
+                guest.steal_permille,
+                guest.exits,
+                guest.faults,
+                guest.halts
+            );
+        }
     }
 }
 

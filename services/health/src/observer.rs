@@ -2,10 +2,12 @@
 
 use heapless::Vec;
 use ipc::abi::{Inspect, MAX_CORES, MAX_NAME_BYTES, MAX_SERVICES, Name, ServiceState};
-use ipc::interfaces::health::{NodeReport, Server, ServiceHealth, Services};
+use ipc::interfaces::health::{NodeReport, Server, ServiceHealth, Services, VcpuHealth};
 use ipc::message::{Caller, Refused};
 use rt::inspector::{Inspector, LoadMeter};
 use rt::time::Clock;
+
+use crate::vcpus::{GuestSummary, Vcpus};
 
 /// Looks at the node.
 #[derive(Debug)]
@@ -14,6 +16,7 @@ pub struct Observer<I> {
     clock: Clock,
     cores: Vec<LoadMeter, MAX_CORES>,
     services: Vec<LoadMeter, MAX_SERVICES>,
+    vcpus: Vcpus,
 }
 
 /// The node in a few numbers, for one line of the log.
@@ -34,10 +37,10 @@ pub struct Summary {
 impl<I: Inspector> Observer<I> {
     /// An observer that has not looked yet.
     pub fn new(inspector: I, clock: Clock) -> Self {
-        Self { inspector, clock, cores: Vec::new(), services: Vec::new() }
+        Self { inspector, clock, cores: Vec::new(), services: Vec::new(), vcpus: Vcpus::new(clock) }
     }
 
-    /// Takes a look at all cores and services at `now`; loads are those between the last two looks.
+    /// Takes a look at all cores, services and vCPUs at `now`; loads are those between the last two looks.
     pub fn look(&mut self, now: u64) {
         look_at_all(&mut self.cores, |index| {
             let [busy, idle, ..] = self.inspector.inspect(Inspect::Core, index).ok()?;
@@ -47,6 +50,12 @@ impl<I: Inspector> Observer<I> {
             let [run_time, ..] = self.inspector.inspect(Inspect::Service, index).ok()?;
             Some((run_time, now))
         });
+        self.vcpus.look(&self.inspector, now);
+    }
+
+    /// The guest in a few numbers since the last time that this was asked; `None` when none ran.
+    pub fn guest_summary(&mut self) -> Option<GuestSummary> {
+        self.vcpus.summary()
     }
 
     fn memory(&self) -> (u64, u64) {
@@ -131,6 +140,10 @@ impl<I: Inspector> Server for Desk<'_, I> {
     fn services(&mut self, _caller: Caller) -> Result<Services, Refused> {
         Ok((0..MAX_SERVICES).map_while(|index| self.observer.service(index)).collect())
     }
+
+    fn vcpu(&mut self, _caller: Caller, number: u8) -> Result<Option<VcpuHealth>, Refused> {
+        Ok(self.observer.vcpus.vcpu(&self.observer.inspector, usize::from(number)))
+    }
 }
 
 #[cfg(test)]
@@ -140,7 +153,7 @@ mod tests {
     use super::*;
     use ipc::abi::{Error, Token};
 
-    /// Two cores and two services, whose counters grow with the time.
+    /// Two cores, two services and a vCPU, whose counters grow with the time.
     struct Node(Cell<u64>);
 
     impl Inspector for &Node {
@@ -155,6 +168,8 @@ mod tests {
                     Ok([u64::from_le_bytes(*b"supervis"), u64::from_le_bytes(*b"or\0\0\0\0\0\0"), 0, 0])
                 }
                 (Inspect::ServiceName, 1) => Ok([u64::from_le_bytes(*b"ept\0\0\0\0\0"), 0, 0, 0]),
+                (Inspect::Vcpu, 0) => Ok([now / 2, now, 0, 0x1_0001]),
+                (Inspect::VcpuTime, 0) => Ok([0; 4]),
                 _ => Err(Error::NoSuchItem),
             }
         }
@@ -184,6 +199,11 @@ mod tests {
         assert_eq!((ept.name.as_str(), ept.state, ept.restarts), ("ept", ServiceState::Stopped, 3));
         assert_eq!(ept.load_permille, 100);
 
+        let vcpu = desk.vcpu(CALLER, 0).unwrap().unwrap();
+        assert_eq!((vcpu.core, vcpu.load_permille, vcpu.exits.total), (1, 500, 3_000));
+        assert_eq!(desk.vcpu(CALLER, 1), Ok(None));
+        assert_eq!(observer.guest_summary().unwrap().exits, 1_000);
+
         let summary = observer.summary();
         assert_eq!((summary.cores, summary.mean_permille, summary.most_permille), (2, 750, 1_000));
         assert_eq!((summary.free_kib, summary.total_kib), (1_000, 4_000));
@@ -199,9 +219,10 @@ mod tests {
         }
         let mut observer = Observer::new(Blind, Clock::new(1_000));
         observer.look(1);
-        assert_eq!(observer.summary(), Summary::default());
+        assert_eq!((observer.summary(), observer.guest_summary()), (Summary::default(), None));
         let mut desk = Desk { observer: &observer, now: 0, log: (0, 0) };
         assert_eq!(desk.node(CALLER), Ok(NodeReport::default()));
         assert_eq!(desk.services(CALLER), Ok(Services::new()));
+        assert_eq!(desk.vcpu(CALLER, 0), Ok(None));
     }
 }

@@ -14,7 +14,7 @@ use crate::rtc::Rtc;
 const LEAP_DAY: u64 = 1_709_251_198;
 
 fn bcd(number: u8) -> u8 {
-    number / 10 << 4 | number % 10
+    ((number / 10) << 4) | (number % 10)
 }
 
 /// A clock that stands still: year, month, day, hour, minute, second as numbers, in 24 hours.
