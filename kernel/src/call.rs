@@ -212,7 +212,9 @@ impl State {
             to.activation = 0;
         }
         if self.threads[caller.index()].state == ThreadState::Ready {
-            self.enqueue(m, core, caller, End::Front);
+            // A vCPU's turn may be over, because another one was put first.
+            let over = self.threads[caller.index()].vcpu.is_some() && self.cores[core.index()].turn_end == 0;
+            self.enqueue(m, core, caller, if over { End::Back } else { End::Front });
         }
     }
 

@@ -215,8 +215,8 @@ pub fn load<M: Machine, S: Spaces>(
     platform: &Platform<'_>,
 ) -> Result<Routes, LoadError> {
     state.node.tsc_hz = platform.tsc_hz;
-    // Ten milliseconds.
-    state.turn = platform.tsc_hz / 100;
+    // Two milliseconds.
+    state.turn = platform.tsc_hz / 500;
     let guest = system.guest.as_ref();
     if let Some(guest) = guest {
         let platform = image.services().nth(usize::from(guest.platform));

@@ -208,15 +208,21 @@ impl State {
             // A thread that another core stopped or woke onto another context does not go on here.
             let stays = thread.state == ThreadState::Ready && self.threads[thread.on.index()].core == core;
             if stays {
-                let best = self.cores[core.index()].queue.best_priority();
                 let own = self.threads[thread.on.index()].priority;
-                if best.is_none_or(|best| best >= own) {
+                let this = &mut self.cores[core.index()];
+                let best = this.queue.best_priority();
+                // A vCPU's turn ends when another one is put first.
+                let over = thread.vcpu.is_some() && this.turn_end == 0;
+                if best.is_none_or(|best| best > own || best == own && !over) {
+                    if over {
+                        this.turn_end = now.saturating_add(self.turn);
+                    }
                     self.save_extended(m, core);
                     self.arm_timer(m, core, now);
                     return;
                 }
-                self.cores[core.index()].current = None;
-                self.enqueue(m, core, id, End::Front);
+                this.current = None;
+                self.enqueue(m, core, id, if over { End::Back } else { End::Front });
             } else {
                 self.cores[core.index()].current = None;
                 if thread.state == ThreadState::Ready {

@@ -27,7 +27,7 @@ use crate::service::Serving;
 use crate::state::State;
 use crate::svm::{Exit, Svm};
 use crate::syscall::Request;
-use crate::thread::{Maker, ThreadState};
+use crate::thread::{Maker, Queued, ThreadState};
 
 /// What a vCPU tells its platform before it may run.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -354,7 +354,8 @@ impl State {
             let this = &self.vcpus[vcpu.index()];
             let activity = offset_of!(VcpuPage, control) + offset_of!(EntryControl, activity);
             let halts = waiting.maker == Maker::Exit && m.read_u32(at(this.page, activity)) & HALT != 0;
-            if halts || this.pending != Pending::Nothing {
+            let over = self.cores[core.index()].turn_end == 0;
+            if halts || over || this.pending != Pending::Nothing {
                 return None;
             }
         }
@@ -461,13 +462,32 @@ impl State {
             this.pending = Pending::Kicked;
         }
         match state {
-            ThreadState::Halted => self.make_ready(m, core, id, 0),
-            ThreadState::Ready => {
-                if let Some(there) = self.core_running(id).filter(|&there| there != core) {
-                    m.reschedule(there.index());
-                }
+            ThreadState::Halted => {
+                self.make_ready(m, core, id, 0);
+                self.put_first(m, core, id);
             }
+            ThreadState::Ready => match self.core_running(id) {
+                Some(there) if there != core => m.reschedule(there.index()),
+                Some(_) => {}
+                None => self.put_first(m, core, id),
+            },
             _ => {}
+        }
+    }
+
+    /// A vCPU that is kicked while it waits for its core comes next there, and the turn of the one that runs is over:
+    /// mostly that one waits for the other, by spinning, to take an interrupt.
+    fn put_first<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId) {
+        if self.threads[id.index()].links.queued == Queued::No {
+            return;
+        }
+        let home = self.threads[id.index()].core;
+        let there = &mut self.cores[home.index()];
+        there.turn_end = 0;
+        there.queue.remove(self.threads.places_mut(), id);
+        there.queue.insert(self.threads.places_mut(), id, End::Front);
+        if home != core {
+            m.reschedule(home.index());
         }
     }
 
@@ -556,7 +576,7 @@ impl State {
             return Ok(());
         }
         let runs = self.threads[id.index()].runs;
-        if self.threads[id.index()].links.queued == crate::thread::Queued::Yes {
+        if self.threads[id.index()].links.queued == Queued::Yes {
             self.cores[old.index()].queue.remove(self.threads.places_mut(), id);
             self.enqueue(m, request.core, runs, End::Back);
         } else if let Some(there) = self.core_running(runs).filter(|&there| there != request.core) {

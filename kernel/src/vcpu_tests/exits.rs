@@ -217,16 +217,21 @@ fn a_kick_of_one_that_is_queued_or_faulting_is_told_when_it_goes_on() {
     n.exit(CORE, code::CPUID, [0; 2]);
     assert_eq!(n.vcpu_call(CORE, Syscall::VcpuKick, queued), 0);
     n.reply(CORE, running);
-    assert_eq!(n.guest(CORE), Some(running));
+    // It comes first: the other one's turn is over.
+    n.expect_exit(CORE, queued, ExitReason::Kicked, [0; 3]);
+    n.reply(CORE, queued);
+    let (running, queued) = (queued, running);
+    assert_eq!((n.guest(CORE), n.thread(queued).links.queued), (Some(running), Queued::Yes));
     n.exit(CORE, code::NESTED_PAGE_FAULT, [6, 0x5000]);
     n.expect_fault(CORE, 0x5000, ACCESS_WRITE, u64::from(running.0));
     n.interrupted(CORE, Event::NONE, |state, m, core| state.kick(m, core, running));
     n.answer(CORE, Label(0));
     n.expect_exit(CORE, running, ExitReason::Kicked, [0; 3]);
     n.reply(CORE, running);
+    assert_eq!(n.guest(CORE), Some(running));
     n.m.now += 20_000;
     n.timer(CORE);
-    n.expect_exit(CORE, queued, ExitReason::Kicked, [0; 3]);
+    assert_eq!(n.guest(CORE), Some(queued));
 }
 
 #[test]

@@ -33,6 +33,9 @@ fn a_vcpu_is_placed_whatever_it_does() {
     n.step(CORE, |state, m, core| state.kick(m, core, V0));
     assert_eq!(n.thread(V0).links.queued, Queued::Yes);
     n.receive(OTHER);
+    n.expect_exit(OTHER, V0, ExitReason::Kicked, [0; 3]);
+    n.reply(OTHER, V0);
+    n.halt(OTHER, V0, NEVER);
     assert_eq!(n.guest(OTHER), Some(V1));
     // At its exit, while the platform's thread runs on its time: that moves along.
     n.exit(OTHER, code::CPUID, [0; 2]);
