@@ -30,6 +30,8 @@ use outcome::Watcher;
 const GDB_PORT: u16 = 1234;
 /// The least memory of a node in MiB when none is asked for.
 const DEFAULT_MIB: u32 = 512;
+/// A guest whose console says nothing for so long is taken to read it.
+const QUIET: Duration = Duration::from_secs(10);
 /// What a node needs in MiB beside its guest's memory and its image.
 const MARGIN_MIB: u64 = 64;
 
@@ -40,8 +42,8 @@ struct Boot {
     module: Option<PathBuf>,
     /// Memory of the guest in bytes; `None`: there is none.
     guest_bytes: Option<u64>,
-    /// What the guest says once it reads its console; `None`: it may read it from the start.
-    greeting: Option<&'static str>,
+    /// What input from a file waits for.
+    held: Held,
     bytes: u64,
 }
 
@@ -57,21 +59,29 @@ impl Boot {
             iso: None,
             module: None,
             guest_bytes: guest.map(Guest::ram_bytes),
-            greeting: guest.and_then(|guest| match guest.initrd {
-                InitrdSource::Shell | InitrdSource::Kit => Some(GREETING),
-                InitrdSource::None | InitrdSource::File(_) => None,
-            }),
+            held: match guest.map(|guest| &guest.initrd) {
+                Some(InitrdSource::Shell | InitrdSource::Kit) => Held::UntilGreeting,
+                Some(InitrdSource::None | InitrdSource::File(_)) | None => Held::UntilQuiet(None),
+            },
             bytes: size(&built.module)?,
         };
         Ok(match given {
             None => boot,
             // It may be of any manifest; most likely it is of this one.
-            Some(Given::Iso(iso)) => {
-                Self { method: BootMethod::Bios, bytes: size(&iso)?, iso: Some(iso), greeting: None, ..boot }
-            }
-            Some(Given::Module { path, guest_bytes }) => {
-                Self { bytes: size(&path)?, module: Some(path), guest_bytes, greeting: None, ..boot }
-            }
+            Some(Given::Iso(iso)) => Self {
+                method: BootMethod::Bios,
+                bytes: size(&iso)?,
+                iso: Some(iso),
+                held: Held::UntilQuiet(None),
+                ..boot
+            },
+            Some(Given::Module { path, guest_bytes }) => Self {
+                bytes: size(&path)?,
+                module: Some(path),
+                guest_bytes,
+                held: Held::UntilQuiet(None),
+                ..boot
+            },
         })
     }
 
@@ -146,7 +156,7 @@ pub fn run(arguments: &Arguments) -> Result<Outcome> {
 fn watch(cluster: &mut Cluster, arguments: &Arguments, boot: &Boot) -> Result<Outcome> {
     let deadline = arguments.timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let mut watcher = Watcher::new(usize::from(arguments.nodes), boot.guest_bytes.is_some());
-    let mut console = boot.guest_bytes.map(|_| Console::open(boot.greeting)).transpose()?;
+    let mut console = boot.guest_bytes.map(|_| Console::open(boot.held)).transpose()?;
     while cluster.is_running() {
         let events = cluster.poll()?;
         take(&mut watcher, cluster, events, &mut console, arguments.verbose)?;
@@ -181,7 +191,7 @@ fn take(
     for event in events {
         show(&event, verbose)?;
         if let (Some(console), Event::Console(0, line)) = (console.as_mut(), &event) {
-            console.see(line);
+            console.held.see(line, Instant::now());
         }
         if let Some(text) = watcher.take(&event, cluster.age(event.node())) {
             eprintln!("{text}");
@@ -204,28 +214,52 @@ fn show(event: &Event, verbose: bool) -> Result<()> {
 /// The guest's console, typed at by the user or from a file.
 struct Console {
     terminal: Terminal,
-    /// What is waited for before input from a file is passed on: earlier, nobody would read it.
-    greeting: Option<&'static str>,
+    /// Until when input from a file is held back: earlier, nobody would read it.
+    held: Held,
+}
+
+/// What input waits for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Held {
+    /// Nothing.
+    No,
+    /// The shell of our own initrd.
+    UntilGreeting,
+    /// That, or that the console has said nothing more since then for as long as [`QUIET`].
+    UntilQuiet(Option<Instant>),
+}
+
+impl Held {
+    /// The console shows a line.
+    fn see(&mut self, line: &str, now: Instant) {
+        match self {
+            Self::UntilGreeting | Self::UntilQuiet(_) if line.contains(GREETING) => *self = Self::No,
+            Self::UntilQuiet(since) => *since = Some(now),
+            Self::No | Self::UntilGreeting => {}
+        }
+    }
+
+    fn is_over(&mut self, now: Instant) -> bool {
+        if matches!(self, Self::UntilQuiet(Some(since)) if now.duration_since(*since) >= QUIET) {
+            *self = Self::No;
+        }
+        *self == Self::No
+    }
 }
 
 impl Console {
-    fn open(greeting: Option<&'static str>) -> Result<Self> {
+    fn open(held: Held) -> Result<Self> {
         let terminal = Terminal::take()?;
         if terminal.is_interactive() {
             eprintln!("this terminal is the guest's console: {}", terminal::KEYS);
         }
-        let greeting = greeting.filter(|_| !terminal.is_interactive());
-        Ok(Self { terminal, greeting })
-    }
-
-    /// The console shows a line.
-    fn see(&mut self, line: &str) {
-        self.greeting = self.greeting.filter(|greeting| !line.contains(greeting));
+        let held = if terminal.is_interactive() { Held::No } else { held };
+        Ok(Self { terminal, held })
     }
 
     /// Passes on what was typed, and waits a moment for it; whether the run is to end.
     fn pass_on(&mut self, cluster: &mut Cluster) -> Result<bool> {
-        if self.greeting.is_some() {
+        if !self.held.is_over(Instant::now()) {
             std::thread::sleep(POLL);
             return Ok(false);
         }
@@ -244,13 +278,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn input_from_a_file_waits_for_a_reader() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut held = Held::UntilGreeting;
+        held.see("Linux version 6.1", start);
+        assert!(!held.is_over(after(100)));
+        held.see(&format!("unum: Linux with 2 {GREETING}"), after(100));
+        assert!(held.is_over(after(100)));
+        let mut held = Held::UntilQuiet(None);
+        assert!(!held.is_over(after(100)), "it has not begun");
+        held.see("Linux version 6.1", after(100));
+        held.see("login:", after(105));
+        assert!(!held.is_over(after(114)) && held.is_over(after(115)));
+        assert!(Held::No.is_over(start));
+    }
+
+    #[test]
     fn a_node_has_the_memory_that_its_guest_needs() {
         let boot = Boot {
             method: BootMethod::Direct,
             iso: None,
             module: None,
             guest_bytes: Some(1 << 30),
-            greeting: None,
+            held: Held::No,
             bytes: (40 << 20) + 1,
         };
         assert_eq!(boot.memory(None).unwrap(), 1024 + 41 + 64);

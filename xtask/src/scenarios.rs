@@ -7,7 +7,7 @@ use ipc::image::{Entry, EntryKind, Header};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::cluster::{ALL_UP, BootMethod};
-use crate::guest::initrd::GREETING;
+use crate::guest::initrd::{GREETING, PROMPT};
 use crate::image::DEFAULT_MANIFEST;
 use crate::qemu::Clock;
 use crate::scenario::{Cut, End, Guest, Initrd, Scenario};
@@ -161,6 +161,7 @@ pub const SCENARIOS: &[Scenario] = &[
                 Step::See(GREETING),
                 Step::Run { command: "echo cpus=$(nproc)", prints: &["cpus=2"], status: 0 },
                 Step::Run { command: "lscpu > /tmp/cpus && free -m && ls /nowhere", prints: &[], status: 1 },
+                Step::See(PROMPT),
                 Step::Type("poweroff\n"),
             ],
             ..GUEST
@@ -175,6 +176,7 @@ pub const SCENARIOS: &[Scenario] = &[
             steps: &[
                 Step::See(GREETING),
                 Step::Run { command: "kit clocks --effort 10", prints: &[], status: 0 },
+                Step::See(PROMPT),
                 Step::Type("poweroff\n"),
             ],
             ..GUEST

@@ -3,6 +3,8 @@
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
+use crate::guest::initrd::PROMPT;
+
 /// One step at the console.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Step {
@@ -10,7 +12,7 @@ pub enum Step {
     See(&'static str),
     /// Types this text.
     Type(&'static str),
-    /// Runs a command in the shell, and waits for its end.
+    /// Waits for the shell's prompt, runs a command, and waits for its end.
     Run {
         /// The command.
         command: &'static str,
@@ -63,6 +65,7 @@ impl Script {
         Some(match self.steps.get(self.at)? {
             Step::See(text) => format!("'{text}' on the console"),
             Step::Type(text) => format!("typing {text:?}"),
+            Step::Run { command, .. } if !self.typed => format!("the prompt before '{command}'"),
             Step::Run { command, .. } => format!("the end of '{command}'"),
         })
     }
@@ -82,8 +85,10 @@ impl Script {
                     self.done(0, now);
                     return Some(Wish::Type((*text).to_owned()));
                 }
+                Step::Run { .. } if !self.typed && !self.shown.contains(PROMPT) => None,
                 Step::Run { command, .. } if !self.typed => {
                     self.typed = true;
+                    self.shown.clear();
                     // What the console echoes of this has no digit after the sign.
                     return Some(Wish::Type(format!("{command}; echo status=$?\n")));
                 }
@@ -173,14 +178,17 @@ mod tests {
         assert_eq!(script.waits_for().unwrap(), "'is up' on the console");
         script.show(b"Linux is");
         assert_eq!(script.next(now), None);
-        script.show(b" up\r\n# ");
+        script.show(b" up\r\n");
+        assert_eq!(script.next(now), None);
+        assert_eq!(script.waits_for().unwrap(), "the prompt before 'echo cpus=$(nproc)'");
+        script.show(b"/root # ");
         assert_eq!(script.next(now), typed("echo cpus=$(nproc); echo status=$?\n"));
         assert_eq!(script.next(now), None);
         script.show(b"echo cpus=$(nproc); echo status=$?\r\ncpus=2\r\nstat");
         assert_eq!(script.next(now), None);
         script.show(b"us=0");
         assert_eq!(script.next(now), None, "more digits may follow");
-        script.show(b"\r\n# ");
+        script.show(b"\r\n/ # ");
         assert_eq!(script.next(now), typed("false; echo status=$?\n"));
         script.show(b"false; echo status=$?\r\nstatus=1\r\n# ");
         assert!(!script.is_done());
@@ -193,7 +201,7 @@ mod tests {
     fn a_wrong_status_or_output_fails() {
         let run = |output: &str| {
             let (mut script, now) = script();
-            script.show(b"is up");
+            script.show(b"is up / # ");
             script.next(now);
             script.show(output.as_bytes());
             script.next(now)
@@ -211,7 +219,7 @@ mod tests {
         let (mut script, start) = script();
         let after = |seconds| start + Duration::from_secs(seconds);
         assert_eq!(script.next(after(4)), None);
-        script.show(b"is up");
+        script.show(b"is up / # ");
         assert!(matches!(script.next(after(4)), Some(Wish::Type(_))));
         assert_eq!(script.next(after(8)), None);
         let late = Wish::Late("the end of 'echo cpus=$(nproc)' did not come within 5 s".into());

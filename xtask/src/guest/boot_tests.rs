@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::initrd::GREETING;
+use super::initrd::{GREETING, PROMPT};
 use super::{debian, initrd, kit};
 use crate::console::Keyboard;
 use crate::paths;
@@ -22,10 +22,15 @@ const STEPS: &[Step] = &[
     Step::Run { command: "grep -c 'kit clocks: ' /tmp/kit", prints: &["1"], status: 0 },
     // A shell with job control has the console as its controlling terminal.
     Step::Run { command: "sleep 100 & kill %1; test -t 0 && echo on > /dev/tty", prints: &["on"], status: 0 },
-    Step::Type("echo on its way; sleep 100\n"),
-    Step::See("on its way\r\n"),
+    // Ctrl-C reaches a program that surely runs: it has answered.
+    Step::See(PROMPT),
+    Step::Type("echo ready; cat\n"),
+    Step::See("\nready\r\n"),
+    Step::Type("hello\n"),
+    Step::See("hello\r\nhello\r\n"),
     Step::Type("\x03"),
     Step::See("^C"),
+    Step::Run { command: "test $? = 130", prints: &[], status: 0 },
     Step::Run { command: "(exit 7)", prints: &[], status: 7 },
     Step::Type("poweroff\n"),
 ];
@@ -49,7 +54,7 @@ fn the_default_guest_boots_in_plain_qemu() {
     let mut qemu = Child::start(&mut qemu).unwrap();
     let mut keyboard = Keyboard::new(socket);
     let mut script = Script::new(STEPS, Duration::from_secs(120));
-    let (mut shown, deadline) = (0, Instant::now() + Duration::from_secs(300));
+    let (mut shown, deadline) = (0, Instant::now() + Duration::from_secs(600));
     loop {
         let ended = qemu.try_wait().unwrap();
         let text = fs::read(&log).unwrap_or_default();

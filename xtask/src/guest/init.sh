@@ -1,5 +1,14 @@
 #!/bin/sh
-# The guest's first process: a shell on the console, whose end is the guest's.
+# The guest's first process, which makes ready and becomes busybox's init; and, as `/init console`, what that starts: a
+# shell on the console, whose end is the guest's.
+if [ "$1" = console ]; then
+    echo
+    echo "unum: Linux $(uname -r) with $(nproc) processors is up; 'poweroff' ends it"
+    cd /root
+    # A session of its own with the console as its terminal: job control and Ctrl-C work.
+    setsid cttyhack sh
+    exec poweroff
+fi
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=linux PS1='\w # '
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
@@ -7,13 +16,5 @@ mount -t sysfs sys /sys
 mount -t tmpfs tmp /tmp
 mount -t tmpfs run /run
 hostname unum
-# What the programs poweroff, halt and reboot ask the first process for.
-trap 'poweroff -f' USR2
-trap 'halt -f' USR1
-trap 'reboot -f' TERM
-echo
-echo "unum: Linux $(uname -r) with $(nproc) processors is up; 'poweroff' ends it"
-cd /root
-setsid cttyhack sh &
-wait $!
-poweroff -f
+echo '::once:/init console' > /etc/inittab
+exec /sbin/init

@@ -13,6 +13,9 @@ use crate::process;
 
 /// What the first process of [`shell`] prints before it starts the shell: the console's input is read from then on.
 pub const GREETING: &str = "processors is up; 'poweroff' ends it";
+/// The end of the shell's prompt: what is typed from then on is read as one line. What comes earlier may get lost between
+/// the shell and the program that runs.
+pub const PROMPT: &str = " # ";
 /// The first process of an initrd with a shell.
 pub const SHELL_INIT: &str = include_str!("init.sh");
 
@@ -34,8 +37,8 @@ pub fn shell() -> Result<Vec<u8>> {
 }
 
 /// An initrd with busybox's programs, `lscpu` and these files: each with its path in the guest (`bin/tool`), where it is
-/// here, and its permissions. A file takes the place of busybox's program of the same path. `init` is the script that is
-/// the guest's first process.
+/// here, and its permissions. A file takes the place of busybox's program of the same path, though busybox's shell prefers
+/// its own. `init` is the script that is the guest's first process.
 ///
 /// # Errors
 /// A package cannot be fetched, a file cannot be read, or two have the same path.
@@ -104,7 +107,7 @@ mod tests {
     #[test]
     fn the_shells_script_says_the_greeting() {
         assert!(SHELL_INIT.starts_with("#!/bin/sh\n"));
-        assert!(SHELL_INIT.contains(GREETING));
+        assert!(SHELL_INIT.contains(GREETING) && SHELL_INIT.contains(&format!("{PROMPT}'")));
         let status = Command::new("sh").args(["-n", "-c", SHELL_INIT]).status().unwrap();
         assert!(status.success(), "it is a script");
     }

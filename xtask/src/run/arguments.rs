@@ -11,8 +11,9 @@ use crate::{image, paths};
 
 /// Builds Unum and runs it on nodes in QEMU, and the guest on it, until they end.
 ///
-/// The terminal is the guest's console: Ctrl-] or Ctrl-A x ends the run. What is piped in is typed there, once the
-/// guest's shell reads it. All nodes' logs go, merged, to .unum/run/log.txt.
+/// The terminal is the guest's console: Ctrl-] or Ctrl-A x ends the run. What is piped in is typed there once the
+/// guest's shell reads it; with another initrd, once the console has been quiet for 10 s. All nodes' logs go, merged,
+/// to .unum/run/log.txt.
 ///
 /// Exit code:
 ///   0    the guest powered off; without a guest: every node powered off or reported success, or --timeout passed
