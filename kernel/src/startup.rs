@@ -115,7 +115,9 @@ pub fn start(handover: Handover, core: &'static mut PerCpu) -> ! {
         state.node.frames
     );
     if system.guest.is_some() && state.guest.is_none() {
-        print!("unum: this processor has no AMD SVM with nested paging, or firmware locked it: no guest can run here");
+        print!(
+            "unum: this processor has no AMD SVM with nested paging, or firmware locked it: no guest can run here"
+        );
     }
     print!("unum: {} services on {cores} cores", state.services.len());
     let first = CoreId(0);

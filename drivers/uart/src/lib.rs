@@ -99,10 +99,8 @@ impl<R: Registers> Uart<R> {
 
     /// Makes the device interrupt when bytes have come, until they are read. On a PC its line passes a gate that OUT2 opens.
     pub fn interrupt_on_input(&mut self) {
-        self.registers.write(
-            Register::ModemControl,
-            modem_control::DTR | modem_control::RTS | modem_control::OUT2,
-        );
+        self.registers
+            .write(Register::ModemControl, modem_control::DTR | modem_control::RTS | modem_control::OUT2);
         self.registers.write(Register::InterruptEnable, interrupt_enable::DATA_READY);
     }
 

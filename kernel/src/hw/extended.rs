@@ -52,8 +52,14 @@ pub fn save(into: &mut Extended) {
     // SAFETY: reading debug registers in ring 0 changes nothing.
     unsafe {
         asm!(
-            "mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3",
-            out(reg) *first, out(reg) *second, out(reg) *third, out(reg) *fourth,
+            "mov {}, dr0",
+            "mov {}, dr1",
+            "mov {}, dr2",
+            "mov {}, dr3",
+            out(reg) * first,
+            out(reg) * second,
+            out(reg) * third,
+            out(reg) * fourth,
             options(nomem, nostack, preserves_flags)
         );
     };

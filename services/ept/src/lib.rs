@@ -156,27 +156,31 @@ mod tests {
 
     #[test]
     fn a_fault_is_answered_and_counted() {
-        let mut space = FakeSpace::new(&[(0, 16)], 32, |_| true);
         let fault = |address| Message {
             label: Label::new(GUEST_FAULT, 0),
             words: [address, ACCESS_WRITE, FAULT_OF_WINDOW, 0],
         };
-        let mut ept = Ept { inspector: Node(Err(Error::Refused)), guest: None };
+        let space = FakeSpace::new(&[(0, 16)], 32, |_| true);
+        let mut ept = Ept { inspector: Node(Err(Error::Refused)), space, guest: None };
         let outside = fault::reply(Err(Refusal::Outside));
-        assert_eq!(ept.fault(&mut space, &fault(0)), Some(outside));
+        assert_eq!(ept.fault(&fault(0)), Some(outside));
         let memory = GuestMemory::new(
             Layout::new(16, 0).unwrap(),
             Frames::new(32, |_| true).unwrap(),
             Policy::default(),
         );
-        ept.guest = Some(memory.unwrap());
-        assert_eq!(ept.fault(&mut space, &fault(0xfff8)), Some(fault::reply(Ok(()))));
-        assert!(space.write(15, 1));
-        assert_eq!(ept.fault(&mut space, &fault(0x1_0000)), Some(outside));
-        assert_eq!(ept.fault(&mut space, &Message::default()), None);
-        let counters = ept.counters(Caller::of(Token::new(0, 1, 1))).unwrap().unwrap();
+        ept.guest = Some((memory.unwrap(), 1));
+        assert_eq!(ept.fault(&fault(0xfff8)), Some(fault::reply(Ok(()))));
+        assert!(ept.space.write(15, 1));
+        assert_eq!(ept.fault(&fault(0x1_0000)), Some(outside));
+        assert_eq!(ept.fault(&Message::default()), None);
+        let (platform, other) = (Caller::of(Token::new(0, 1, 1)), Caller::of(Token::new(0, 2, 1)));
+        let counters = ept.counters(platform).unwrap().unwrap();
         let faults = counters.faults;
         assert_eq!((faults.write_dormant, faults.outside, faults.of_window), (1, 1, 2));
         assert_eq!((counters.pages, counters.frames.total, counters.frames.used), (16, 32, 2));
+        assert_eq!(ept.release(other), Err(Refused));
+        assert_eq!(ept.release(platform), Ok(true));
+        assert_eq!(ept.counters(platform).unwrap().unwrap().frames.used, 1);
     }
 }

@@ -138,8 +138,7 @@ impl StatePages {
     /// ([`crate::syscall::vcpu_fetch`]), then.
     pub fn get(&mut self, vcpu: usize) -> &mut VcpuPage {
         let index = vcpu.min(self.count.saturating_sub(1));
-        let place: *mut VcpuPage =
-            ptr::with_exposed_provenance_mut(address(VCPU_PAGES) + index * PAGE_SIZE);
+        let place: *mut VcpuPage = ptr::with_exposed_provenance_mut(address(VCPU_PAGES) + index * PAGE_SIZE);
         // SAFETY: the kernel maps a page for each vCPU, any bytes are a `VcpuPage`, and `self` is borrowed meanwhile. No
         // reference spans a system call, because those that write the page need `self` again to be seen.
         unsafe { &mut *place }

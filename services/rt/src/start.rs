@@ -2,14 +2,14 @@
 
 use core::fmt;
 
-use ipc::image::GUEST_CAPABILITY;
 use ipc::abi::{
-    CapabilityKind, ENTRY_CONSTANT, ENTRY_KEPT, ENTRY_WRITABLE, Handle, MAX_CAPABILITIES, Name, START_MAGIC, StartEntry,
-    StartPage,
+    CapabilityKind, ENTRY_CONSTANT, ENTRY_KEPT, ENTRY_WRITABLE, Handle, MAX_CAPABILITIES, Name, START_MAGIC,
+    StartEntry, StartPage,
 };
+use ipc::image::GUEST_CAPABILITY;
 
 use crate::capability::{
-    Blob, DeviceMemory, DmaRegion, Guest, Endpoint, Interrupt, Notification, PciFunction, Ports, Region,
+    Blob, DeviceMemory, DmaRegion, Endpoint, Guest, Interrupt, Notification, PciFunction, Ports, Region,
 };
 use crate::time::Clock;
 

@@ -17,7 +17,6 @@ mod resume;
 mod view;
 mod walks;
 
-
 use alloc::vec::Vec;
 use core::num::NonZeroU64;
 

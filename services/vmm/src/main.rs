@@ -8,6 +8,7 @@
 
 extern crate alloc;
 
+mod files;
 mod node;
 mod program;
 mod report;

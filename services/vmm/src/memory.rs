@@ -35,13 +35,23 @@ pub trait GuestMemory {
     ///
     /// # Errors
     /// [`NotMemory`], also for an address that is not aligned.
-    fn compare_exchange_u64(&mut self, at: GuestPhysAddr, old: u64, new: u64) -> Result<Result<u64, u64>, NotMemory>;
+    fn compare_exchange_u64(
+        &mut self,
+        at: GuestPhysAddr,
+        old: u64,
+        new: u64,
+    ) -> Result<Result<u64, u64>, NotMemory>;
 
     /// The same for 32 bits.
     ///
     /// # Errors
     /// [`NotMemory`], also for an address that is not aligned.
-    fn compare_exchange_u32(&mut self, at: GuestPhysAddr, old: u32, new: u32) -> Result<Result<u32, u32>, NotMemory>;
+    fn compare_exchange_u32(
+        &mut self,
+        at: GuestPhysAddr,
+        old: u32,
+        new: u32,
+    ) -> Result<Result<u32, u32>, NotMemory>;
 
     /// Reads a value.
     ///
@@ -79,7 +89,12 @@ pub mod testing {
 
     macro_rules! compare_exchange {
         ($name:ident, $type:ty) => {
-            fn $name(&mut self, at: GuestPhysAddr, old: $type, new: $type) -> Result<Result<$type, $type>, NotMemory> {
+            fn $name(
+                &mut self,
+                at: GuestPhysAddr,
+                old: $type,
+                new: $type,
+            ) -> Result<Result<$type, $type>, NotMemory> {
                 if at.0 % size_of::<$type>() as u64 != 0 {
                     return Err(NotMemory(at));
                 }

@@ -5,7 +5,7 @@ use core::num::NonZeroU64;
 use core::time::Duration;
 
 use ipc::abi::{NEVER, RECEIVE_MESSAGES, Token};
-use ipc::guest::{AtEnd, BLOB_CONTENTS, BLOB_MAGIC, BlobHeader, CONFIG_BLOB, GuestConfig, INITRD_BLOB, KERNEL_BLOB};
+use ipc::guest::AtEnd;
 use ipc::interfaces::ept;
 use ipc::interfaces::vmm::{GuestStatus, INTERFACE, Server, dispatch};
 use ipc::message::{Caller, Message, Refused};
@@ -17,8 +17,8 @@ use rt::start::Start;
 use rt::syscall::{self, Received, StopKind, Width};
 use vmm::machine::{Disposition, Machine, Sources};
 use vmm::node_clock;
-use zerocopy::FromBytes;
 
+use crate::files::{Files, files};
 use crate::node::Node;
 use crate::terminal::Terminal;
 
@@ -26,13 +26,6 @@ use crate::terminal::Terminal;
 const CONSOLE_RETRY: Duration = Duration::from_millis(1);
 /// How long the log has to get out before the node is powered off.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-
-/// What the guest is made from; lies in the boot module.
-struct Files {
-    config: GuestConfig,
-    kernel: &'static [u8],
-    initrd: Option<&'static [u8]>,
-}
 
 /// The service.
 pub struct Program {
@@ -64,14 +57,16 @@ impl Program {
         let node = match start.guest() {
             Ok(guest) => Node::take(guest, Terminal::open(start)),
             Err(_) => {
-                defmt::warn!("no guest can run on this node: its processor has no AMD SVM with nested paging");
+                defmt::warn!(
+                    "no guest can run on this node: its processor has no AMD SVM with nested paging"
+                );
                 None
             }
         };
         let files = match files(start) {
             Ok(files) => Some(files),
             Err(error) => {
-                defmt::error!("no guest: {=str}", error.as_str());
+                defmt::error!("no guest: {}", defmt::Display2Format(&error));
                 None
             }
         };
@@ -197,7 +192,9 @@ impl Program {
 
     /// Starts the guest; whether it runs now.
     fn start_guest(&mut self) -> bool {
-        let (Some(node), Some(files), None) = (&mut self.node, &self.files, &self.machine) else { return false };
+        let (Some(node), Some(files), None) = (&mut self.node, &self.files, &self.machine) else {
+            return false;
+        };
         let Some(tsc_hz) = NonZeroU64::new(self.start.clock().hz()) else { return false };
         let sources = Sources {
             config: &files.config,
@@ -341,31 +338,4 @@ fn unix_seconds(start: &Start<'_>) -> u64 {
         defmt::warn!("the node's clock shows no time: the guest begins in 1970");
         0
     })
-}
-
-/// What the image brings for the guest.
-fn files(start: &Start<'_>) -> Result<Files, Text> {
-    let config = contents(start, CONFIG_BLOB)?;
-    let config = postcard::from_bytes(config).map_err(|error| text(format_args!("'{CONFIG_BLOB}': {error}")))?;
-    let initrd = match start.blob(INITRD_BLOB) {
-        Ok(_) => Some(contents(start, INITRD_BLOB)?),
-        Err(_) => None,
-    };
-    Ok(Files { config, kernel: contents(start, KERNEL_BLOB)?, initrd })
-}
-
-/// A file of the image, checked.
-fn contents(start: &Start<'_>, name: &str) -> Result<&'static [u8], Text> {
-    let blob = start.blob(name).map_err(|missing| text(format_args!("{missing}")))?.bytes();
-    let (header, _) = BlobHeader::read_from_prefix(blob).map_err(|_| text(format_args!("'{name}' is truncated")))?;
-    let contents = usize::try_from(header.bytes)
-        .ok()
-        .filter(|_| header.magic == BLOB_MAGIC)
-        .and_then(|bytes| blob.get(BLOB_CONTENTS..)?.get(..bytes))
-        .ok_or_else(|| text(format_args!("'{name}' is truncated")))?;
-    if crc32fast::hash(contents) == header.crc {
-        Ok(contents)
-    } else {
-        Err(text(format_args!("'{name}' is damaged (checksum)")))
-    }
 }

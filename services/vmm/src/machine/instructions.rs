@@ -33,10 +33,12 @@ impl Machine {
         let xcr0 = if leaf == XSAVE_LEAF { Self::fetched(host, vcpu).xcr0 } else { 1 };
         let page = host.page(vcpu);
         let Some(cpu) = self.cpus.get(vcpu) else { return };
-        let apic =
-            if cpu.apic.mode() == apic::Mode::Disabled { cpuid::Apic::Disabled } else { cpuid::Apic::Enabled };
-        let dynamic =
-            cpuid::Dynamic { apic_id: cpu.apic.id(), cr4: page.mode.cr4, xcr0, apic };
+        let apic = if cpu.apic.mode() == apic::Mode::Disabled {
+            cpuid::Apic::Disabled
+        } else {
+            cpuid::Apic::Enabled
+        };
+        let dynamic = cpuid::Dynamic { apic_id: cpu.apic.id(), cr4: page.mode.cr4, xcr0, apic };
         let values = self.cpuid.lookup(leaf, subleaf, &dynamic);
         if self.skip(host, vcpu, ExitReason::Cpuid) {
             let registers = &mut host.page(vcpu).registers;
@@ -239,13 +241,7 @@ impl Machine {
         }
     }
 
-    pub(super) fn port_read<H: Host>(
-        &mut self,
-        host: &mut H,
-        vcpu: usize,
-        port: u16,
-        bytes: usize,
-    ) -> u32 {
+    pub(super) fn port_read<H: Host>(&mut self, host: &mut H, vcpu: usize, port: u16, bytes: usize) -> u32 {
         let now = self.guest_now(host);
         let value = self.ports.read(port, u8::try_from(bytes).unwrap_or(1), now);
         if Source::at(port).is_some() {

@@ -45,7 +45,9 @@ impl fmt::Display for End {
             Self::Unsupported(_) => {
                 f.write_str("crashed: an instruction that is not emulated touched device memory")
             }
-            Self::TablesNotMemory(at) => write!(f, "crashed: page tables at {at:#x}, where there is no memory"),
+            Self::TablesNotMemory(at) => {
+                write!(f, "crashed: page tables at {at:#x}, where there is no memory")
+            }
             Self::MemoryLost(at) => write!(f, "crashed: the node lost the memory at {at:#x}"),
             Self::InvalidState => f.write_str("crashed: the processor refuses its state"),
             Self::TaskSwitch => f.write_str("crashed: hardware task switch"),

@@ -2,8 +2,7 @@
 
 use ipc::abi::NEVER;
 use ipc::vcpu::{
-    BLOCKED_BY_NMI, BLOCKED_BY_SHADOW, Event, ExitReason, HALT, Mode, WINDOW_INTERRUPT,
-    WINDOW_NMI,
+    BLOCKED_BY_NMI, BLOCKED_BY_SHADOW, Event, ExitReason, HALT, Mode, WINDOW_INTERRUPT, WINDOW_NMI,
 };
 
 use super::{Disposition, End, Host, Machine, Phase};
@@ -194,7 +193,8 @@ impl Machine {
                 control.window |= WINDOW_NMI;
             } else if control.blocked & BLOCKED_BY_NMI != 0 {
                 control.window |= WINDOW_NMI;
-                let retry = node_now.saturating_add(self.timebase.ticks_at(NMI_RETRY_MICROSECONDS, 1_000_000));
+                let retry =
+                    node_now.saturating_add(self.timebase.ticks_at(NMI_RETRY_MICROSECONDS, 1_000_000));
                 deadline = Some(deadline.map_or(retry, |due| due.min(retry)));
             } else {
                 cpu.nmi_pending = false;

@@ -50,9 +50,7 @@ impl<H: Host> emulate::CodeMemory for View<'_, H> {
             Err(WalkError::PageFault { error_code }) => Err(TranslationError::PageFault(error_code)),
             Err(WalkError::NotMemory(at)) => Err(TranslationError::NotMemory(NotMemory(at))),
             Err(WalkError::Contended) => Err(TranslationError::Contended),
-            Err(WalkError::FiveLevels) => {
-                Err(TranslationError::NotMemory(NotMemory(GuestPhysAddr(at.0))))
-            }
+            Err(WalkError::FiveLevels) => Err(TranslationError::NotMemory(NotMemory(GuestPhysAddr(at.0)))),
         }
     }
 

@@ -104,9 +104,9 @@ impl Machine {
             Control::InvalidatePage(at) => self.walks(vcpu, host, |walks, host| {
                 walks.invalidate_page(host, at).map_err(ContextError::NotMemory)
             }),
-            Control::InvalidateContext { kind, descriptor } => self.walks(vcpu, host, |walks, host| {
-                walks.invalidate_context(host, kind, descriptor)
-            }),
+            Control::InvalidateContext { kind, descriptor } => {
+                self.walks(vcpu, host, |walks, host| walks.invalidate_context(host, kind, descriptor))
+            }
             // Not what exited: another processor changed the code, and the vCPU executes what is there now.
             _ => return,
         };
@@ -164,7 +164,9 @@ impl Machine {
             system.efer &= !EFER_LMA;
         }
         let mode = Mode { cr0: value, efer: system.efer, ..*mode };
-        self.walks(vcpu, host, |walks, host| walks.write_control(host, &mode).map_err(ContextError::NotMemory))
+        self.walks(vcpu, host, |walks, host| {
+            walks.write_control(host, &mode).map_err(ContextError::NotMemory)
+        })
     }
 
     fn write_cr3<H: Host>(
@@ -202,7 +204,9 @@ impl Machine {
         let hardware = walks.map_or(value, |walks| walks.hardware_cr4(value));
         self.dirty(host, vcpu).cr4 = hardware;
         let mode = Mode { cr4: value, ..*mode };
-        self.walks(vcpu, host, |walks, host| walks.write_control(host, &mode).map_err(ContextError::NotMemory))
+        self.walks(vcpu, host, |walks, host| {
+            walks.write_control(host, &mode).map_err(ContextError::NotMemory)
+        })
     }
 
     /// EFER may have changed.
@@ -229,7 +233,8 @@ impl Machine {
             cs_attributes: u32::from(system.cs.attributes),
             cpl: 0,
         };
-        let done = self.walks(vcpu, host, |walks, host| walks.load(host, &mode).map_err(ContextError::NotMemory));
+        let done =
+            self.walks(vcpu, host, |walks, host| walks.load(host, &mode).map_err(ContextError::NotMemory));
         if let Err(ContextError::NotMemory(NotMemory(at))) = done {
             self.end_with(host, vcpu, End::TablesNotMemory(at.0));
         }
