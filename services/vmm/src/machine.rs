@@ -16,6 +16,8 @@ mod report;
 mod resume;
 mod view;
 mod walks;
+#[cfg(test)]
+mod tests;
 
 use alloc::vec::Vec;
 use core::num::NonZeroU64;
@@ -315,7 +317,7 @@ impl Machine {
             }
             ExitReason::InterruptWindow | ExitReason::NmiWindow => {}
             ExitReason::Port => self.port(host, vcpu, PortAccess(first), second),
-            ExitReason::Memory => self.device_memory(host, vcpu),
+            ExitReason::Memory => self.device_memory(host, vcpu, second),
             ExitReason::Exception if first == u64::from(PAGE_FAULT) => {
                 self.page_fault(host, vcpu, second, third);
             }

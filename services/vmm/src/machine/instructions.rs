@@ -1,6 +1,6 @@
 //! What exits by an instruction do.
 
-use ipc::vcpu::{DIRTY_SYSTEM, Event, ExitReason, PortAccess, SystemState};
+use ipc::vcpu::{ACCESS_EXECUTE, DIRTY_SYSTEM, Event, ExitReason, PortAccess, SystemState};
 
 use super::{End, Host, Machine, Phase};
 use crate::apic;
@@ -218,7 +218,11 @@ impl Machine {
     }
 
     /// An access to memory that is not there.
-    pub(super) fn device_memory<H: Host>(&mut self, host: &mut H, vcpu: usize) {
+    pub(super) fn device_memory<H: Host>(&mut self, host: &mut H, vcpu: usize, access: u64) {
+        // What was fetched there, or touched by an event's delivery, is not the business of the instruction at RIP.
+        if access & ACCESS_EXECUTE != 0 || host.page(vcpu).control.event.is_some() {
+            return self.end_with(host, vcpu, End::Unsupported(emulate::Encoding::default()));
+        }
         self.emulate(host, vcpu, |state, view| emulate::emulate_memory(state, view));
     }
 

@@ -264,7 +264,8 @@ impl Machine {
             Phase::WaitsForStartUp => true,
             Phase::Running => false,
             Phase::Halted => {
-                index == vcpu || host.page(index).registers.rflags & RFLAGS_IF == 0 && !cpu.nmi_pending
+                let takes = host.page(index).registers.rflags & RFLAGS_IF != 0;
+                index == vcpu || !takes && !cpu.nmi_pending && cpu.start_up.is_none()
             }
         };
         let all = self.cpus.iter().enumerate().all(dead);
