@@ -14,10 +14,10 @@ mod instructions;
 mod interrupts;
 mod report;
 mod resume;
-mod view;
-mod walks;
 #[cfg(test)]
 mod tests;
+mod view;
+mod walks;
 
 use alloc::vec::Vec;
 use core::num::NonZeroU64;

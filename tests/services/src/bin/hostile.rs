@@ -11,6 +11,8 @@ use test_services::random::Random;
 
 rt::entry!(main);
 
+/// System calls there are, from 0 on.
+const SYSCALLS: u64 = Syscall::VcpuPlace as u64 + 1;
 /// Random calls in the last round.
 const CALLS: u64 = 100_000;
 /// The seed of that round.
@@ -108,6 +110,12 @@ fn bad_handles(start: &Start<'_>) {
         Syscall::ConfigRead,
         Syscall::ConfigWrite,
         Syscall::Refresh,
+        Syscall::GuestMap,
+        Syscall::VcpuStart,
+        Syscall::VcpuStop,
+        Syscall::VcpuKick,
+        Syscall::VcpuFetch,
+        Syscall::VcpuPlace,
     ];
     for call in calls {
         for handle in forged {
@@ -137,7 +145,7 @@ fn bad_handles(start: &Start<'_>) {
             expect(call, with(argument, argument, [0; 4]), Error::Refused);
         }
     }
-    for number in [24, 25, 255, 1 << 32, u64::MAX] {
+    for number in [SYSCALLS, SYSCALLS + 1, 255, 1 << 32, u64::MAX] {
         let status = ask(number, with(0, 0, [0; 4])).status;
         assert!(Error::from_status(status) == Some(Error::BadCall), "system call {number} exists");
     }
@@ -169,7 +177,7 @@ fn random_calls(start: &Start<'_>) -> u64 {
     while answered < CALLS {
         let number = match random.below(16) {
             0 => random.number(),
-            _ => random.below(24),
+            _ => random.below(SYSCALLS),
         };
         // These end this service as they should, and with it the test.
         if number == Syscall::ExitThread as u64 || number == Syscall::Panic as u64 {
