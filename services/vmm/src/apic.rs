@@ -20,16 +20,13 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use crate::clock::Timebase;
 use crate::interrupt::{DeliveryMode, FIRST_VECTOR, Interrupt, Trigger};
+use crate::msr::GeneralProtection;
 use lvt::Entry;
 use timer::{Timer, TimerMode};
 use vectors::Vectors;
 
 pub use lvt::Source;
 pub use registers::{MSR_APIC_BASE, MSR_FIRST, MSR_LAST, MSR_TSC_DEADLINE};
-
-/// The access raises #GP(0).
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct GeneralProtection;
 
 /// What others have to do after a write.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -33,6 +33,7 @@ use ipc::vcpu::{Event, Mode, PortAccess, Segment, VcpuPage};
 
 use crate::memory::{GuestPhysAddr, GuestVirtAddr, NotMemory};
 
+pub use crate::walk::Access;
 pub use control::{Control, ControlInstruction, Destination, decode_control};
 pub use fetch::MAX_INSTRUCTION_BYTES;
 pub use length::{length_of, plain_length};
@@ -54,17 +55,6 @@ const STACK_FAULT: u8 = 12;
 const GENERAL_PROTECTION: u8 = 13;
 const PAGE_FAULT: u8 = 14;
 const INVALID_OPCODE: u8 = 6;
-
-/// What an access does, as the page tables' permissions have it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Access {
-    /// It reads data.
-    Read,
-    /// It writes data, or reads and then writes it.
-    Write,
-    /// It fetches an instruction.
-    Execute,
-}
 
 /// Why a linear address leads nowhere.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

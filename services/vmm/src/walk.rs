@@ -68,7 +68,7 @@ pub mod error {
 pub enum Access {
     /// It reads data.
     Read,
-    /// It writes data.
+    /// It writes data, or reads and then writes it.
     Write,
     /// It fetches an instruction.
     Execute,

@@ -4,10 +4,11 @@ use ipc::vcpu::{ACCESS_EXECUTE, DIRTY_SYSTEM, Event, ExitReason, PortAccess, Sys
 
 use super::{End, Host, Machine, Phase};
 use crate::apic;
+use crate::cpuid;
 use crate::emulate::{self, Progress, Stop};
+use crate::msr::{self, GeneralProtection};
 use crate::ports::{PortEffect, Source};
 use crate::power::PowerEvent;
-use crate::{cpuid, msr};
 
 const INVALID_OPCODE: u8 = 6;
 /// CPUID's leaf of extended state.
@@ -15,9 +16,6 @@ const XSAVE_LEAF: u32 = 0xd;
 const GENERAL_PROTECTION: u8 = 13;
 /// The TSC's deadline and the base of the APIC are the APIC's registers, too.
 const APIC_MSRS: core::ops::RangeInclusive<u32> = apic::MSR_FIRST..=apic::MSR_LAST;
-
-/// The access gets #GP(0).
-struct GeneralProtection;
 
 #[expect(clippy::cast_possible_truncation, reason = "a register's lower half")]
 const fn low(value: u64) -> u32 {
@@ -106,11 +104,11 @@ impl Machine {
         let now = self.cpu_now(host, vcpu);
         let Some(cpu) = self.cpus.get_mut(vcpu) else { return Err(GeneralProtection) };
         if Self::is_of_apic(register) {
-            return cpu.apic.read(register, now).map_err(|_| GeneralProtection);
+            return cpu.apic.read(register, now);
         }
         let mut system = Self::system_for(host, vcpu, register);
         let processor = msr::Cpu { model: &self.model, system: &mut system, node_tsc: host.now() };
-        cpu.msrs.read(register, &processor).map_err(|_| GeneralProtection)
+        cpu.msrs.read(register, &processor)
     }
 
     /// The system state of a vCPU.
@@ -119,6 +117,13 @@ impl Machine {
             host.fetch(vcpu);
         }
         host.page(vcpu).system
+    }
+
+    /// The system state that was fetched and changed goes back.
+    fn store_system<H: Host>(host: &mut H, vcpu: usize, system: SystemState) {
+        let page = host.page(vcpu);
+        page.system = system;
+        page.control.dirty |= DIRTY_SYSTEM;
     }
 
     /// What there is to know of the system state to access a register.
@@ -138,17 +143,17 @@ impl Machine {
         let node_tsc = host.now();
         let Some(cpu) = self.cpus.get_mut(vcpu) else { return Err(GeneralProtection) };
         let mut processor = msr::Cpu { model: &self.model, system: &mut system, node_tsc };
-        let effect = cpu.msrs.write(register, value, &mut processor).map_err(|_| GeneralProtection)?;
+        let effect = cpu.msrs.write(register, value, &mut processor)?;
         let skew = cpu.msrs.tsc_adjust();
         match effect {
             msr::Effect::None => {}
             msr::Effect::System => {
-                *self.dirty(host, vcpu) = system;
+                Self::store_system(host, vcpu, system);
                 self.control_changed(host, vcpu);
             }
             msr::Effect::Tsc => {
                 let offset = system.tsc_offset;
-                *self.dirty(host, vcpu) = system;
+                Self::store_system(host, vcpu, system);
                 if let Some(cpu) = self.cpus.get_mut(vcpu) {
                     cpu.tsc_offset = offset;
                     cpu.apic.tsc_changed(node_tsc.wrapping_add(before), node_tsc.wrapping_add(offset));
@@ -182,7 +187,7 @@ impl Machine {
         if !Self::is_of_apic(register) {
             return self.write_other_msr(host, vcpu, register, value);
         }
-        match cpu.apic.write(register, value, now).map_err(|_| GeneralProtection)? {
+        match cpu.apic.write(register, value, now)? {
             apic::Effect::None => {}
             apic::Effect::Send(interrupt) => self.deliver(host, interrupt, Some(vcpu), Some(vcpu)),
             apic::Effect::EndOfInterrupt(vector) => {

@@ -39,11 +39,6 @@ impl<H: Host> emulate::CodeMemory for View<'_, H> {
         at: GuestVirtAddr,
         access: emulate::Access,
     ) -> Result<GuestPhysAddr, TranslationError> {
-        let access = match access {
-            emulate::Access::Read => walk::Access::Read,
-            emulate::Access::Write => walk::Access::Write,
-            emulate::Access::Execute => walk::Access::Execute,
-        };
         let privilege = Privilege::explicit(&self.mode, self.rflags);
         match walk::translate(self.host, self.machine.processor, &self.mode, privilege, at, access) {
             Ok(translation) => Ok(translation.address),
@@ -62,10 +57,7 @@ impl<H: Host> emulate::CodeMemory for View<'_, H> {
 impl<H: Host> emulate::Platform for View<'_, H> {
     fn segment(&mut self, register: SegmentRegister) -> Segment {
         let (host, vcpu) = (&mut *self.host, self.vcpu);
-        let system = self.system.get_or_insert_with(|| {
-            host.fetch(vcpu);
-            host.page(vcpu).system
-        });
+        let system = self.system.get_or_insert_with(|| Machine::fetched(host, vcpu));
         match register {
             SegmentRegister::Es => system.es,
             SegmentRegister::Cs => system.cs,

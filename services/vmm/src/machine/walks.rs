@@ -63,9 +63,7 @@ impl Machine {
 
     /// The system state of a vCPU, to change.
     pub(super) fn dirty<'a, H: Host>(&self, host: &'a mut H, vcpu: usize) -> &'a mut ipc::vcpu::SystemState {
-        if host.page(vcpu).control.dirty & DIRTY_SYSTEM == 0 {
-            host.fetch(vcpu);
-        }
+        Self::fetched(host, vcpu);
         let page = host.page(vcpu);
         page.control.dirty |= DIRTY_SYSTEM;
         &mut page.system
