@@ -20,6 +20,7 @@ use crate::address::FrameNumber;
 
 pub mod ept;
 pub mod host;
+pub mod nested;
 pub mod npt;
 
 /// Entries in a table.

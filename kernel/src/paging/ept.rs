@@ -9,23 +9,22 @@
 //!
 //! Source: Intel SDM 3C, 29.3.2 (entries), 29.3.3.1 (misconfigurations), 29.3.7 (memory types).
 
-use super::npt::GuestAccess;
-use super::{Entry, Format, Level};
-use crate::address::{FrameNumber, GuestPhysAddr, PhysAddr};
+use super::nested::{FRAME, Vendor, Nested, PAGE_NOT_TABLE, WRITABLE};
+use crate::address::FrameNumber;
+
+/// Intel's entries.
+#[derive(Clone, Copy, Debug)]
+pub enum Intel {}
 
 /// The format.
-#[derive(Clone, Copy, Debug)]
-pub enum EptFormat {}
+pub type EptFormat = Nested<Intel>;
 
 const READABLE: u64 = 1;
-const WRITABLE: u64 = 1 << 1;
 const EXECUTABLE: u64 = 1 << 2;
 const WRITE_BACK: u64 = 6;
 /// Bits 5 to 3 of a page: its memory type.
 const PAGE_WRITE_BACK: u64 = WRITE_BACK << 3;
 const IGNORE_GUEST_PAT: u64 = 1 << 6;
-const PAGE_NOT_TABLE: u64 = 1 << 7;
-const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
 const TABLE: u64 = READABLE | WRITABLE | EXECUTABLE;
 const PAGE: u64 = READABLE | EXECUTABLE | PAGE_WRITE_BACK | IGNORE_GUEST_PAT;
@@ -45,45 +44,10 @@ pub const fn ept_pointer(root: FrameNumber) -> u64 {
     root.start().0 & FRAME | LEVELS_LESS_ONE << 3 | WRITE_BACK
 }
 
-impl Format for EptFormat {
-    type Address = GuestPhysAddr;
-    type Attributes = GuestAccess;
-
-    fn input(address: GuestPhysAddr) -> Option<u64> {
-        (address.0 < super::INPUT_END).then_some(address.0)
-    }
-
-    fn address(input: u64) -> GuestPhysAddr {
-        GuestPhysAddr(input)
-    }
-
-    fn decode(entry: u64, level: Level) -> Entry<GuestAccess> {
-        let frame = FrameNumber::containing(PhysAddr(entry & FRAME));
-        if entry & TABLE == 0 {
-            Entry::Absent
-        } else if level == Level::Four || level != Level::One && entry & PAGE_NOT_TABLE == 0 {
-            Entry::Table(frame)
-        } else if entry & WRITABLE == 0 {
-            Entry::Page(frame, GuestAccess::Read)
-        } else {
-            Entry::Page(frame, GuestAccess::ReadWrite)
-        }
-    }
-
-    fn encode(entry: Entry<GuestAccess>, level: Level) -> u64 {
-        match entry {
-            Entry::Absent => 0,
-            Entry::Table(frame) => frame.start().0 & FRAME | TABLE,
-            Entry::Page(frame, access) => {
-                let access = match access {
-                    GuestAccess::Read => 0,
-                    GuestAccess::ReadWrite => WRITABLE,
-                };
-                let size = if level == Level::One { 0 } else { PAGE_NOT_TABLE };
-                frame.start().0 & FRAME | PAGE | access | size
-            }
-        }
-    }
+impl Vendor for Intel {
+    const PRESENT: u64 = TABLE;
+    const TABLE: u64 = TABLE;
+    const PAGE: u64 = PAGE;
 }
 
 #[cfg(test)]

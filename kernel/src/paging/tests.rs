@@ -7,7 +7,8 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::ept::EptFormat;
 use super::host::{Access, Cache, HostAttributes, HostFormat, Owner};
-use super::npt::{GuestAccess, NptFormat};
+use super::nested::GuestAccess;
+use super::npt::NptFormat;
 use super::*;
 use crate::address::VirtAddr;
 

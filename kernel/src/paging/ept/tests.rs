@@ -1,4 +1,7 @@
 use super::*;
+use crate::address::{FrameNumber, GuestPhysAddr};
+use crate::paging::nested::GuestAccess;
+use crate::paging::{Entry, Format, Level};
 
 const READ: GuestAccess = GuestAccess::Read;
 const WRITE: GuestAccess = GuestAccess::ReadWrite;

@@ -1,4 +1,7 @@
 use super::*;
+use crate::address::{FrameNumber, GuestPhysAddr};
+use crate::paging::nested::GuestAccess;
+use crate::paging::{Entry, Format, Level};
 use crate::paging::host::{self, HostFormat};
 
 const READ: GuestAccess = GuestAccess::Read;
