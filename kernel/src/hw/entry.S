@@ -1,13 +1,49 @@
 # Into the kernel and out of it. What each path may rely on:
 #
-# - In ring 0 interrupts are off but at the idle halt and after a guest's exit; GS is the core's block, and was exchanged with ring 3's at the
-#   entry from ring 3 alone. An exception in ring 0 is a defect of the kernel's and ends in a panic.
+# - In ring 0 interrupts are off but at the idle halt and after a guest's exit; GS is the core's block, and was
+#   exchanged with ring 3's at the entry from ring 3 alone. An exception in ring 0 is a defect of the kernel's and ends in
+#   a panic.
 # - Every vector has a stack of the task state's, so the red zone of what was interrupted stays whole, and neither an
 #   NMI nor a machine check minds that RSP is ring 3's in the first and the last instructions of a system call.
 # - The context of PerCpu.current takes the registers; from then on its stack frame is worth nothing, and the handler
 #   starts at the end of the core's kernel stack.
 
 .section .text.entry, "ax"
+
+# The general registers but RAX and RSP, from and to the context that RAX points to.
+.macro load_most
+    mov rbx, [rax + {RBX}]
+    mov rcx, [rax + {RCX}]
+    mov rdx, [rax + {RDX}]
+    mov rsi, [rax + {RSI}]
+    mov rdi, [rax + {RDI}]
+    mov rbp, [rax + {RBP}]
+    mov r8, [rax + {R8}]
+    mov r9, [rax + {R9}]
+    mov r10, [rax + {R10}]
+    mov r11, [rax + {R11}]
+    mov r12, [rax + {R12}]
+    mov r13, [rax + {R13}]
+    mov r14, [rax + {R14}]
+    mov r15, [rax + {R15}]
+.endm
+
+.macro store_most
+    mov [rax + {RBX}], rbx
+    mov [rax + {RCX}], rcx
+    mov [rax + {RDX}], rdx
+    mov [rax + {RSI}], rsi
+    mov [rax + {RDI}], rdi
+    mov [rax + {RBP}], rbp
+    mov [rax + {R8}], r8
+    mov [rax + {R9}], r9
+    mov [rax + {R10}], r10
+    mov [rax + {R11}], r11
+    mov [rax + {R12}], r12
+    mov [rax + {R13}], r13
+    mov [rax + {R14}], r14
+    mov [rax + {R15}], r15
+.endm
 
 # SYSCALL: RCX is the address to return to, R11 the flags; SFMASK has cleared IF, DF, TF, NT and AC.
 .balign 64
@@ -81,20 +117,7 @@ resume_full:
     push qword ptr [rax + {RFLAGS}]
     push {USER_CODE}
     push qword ptr [rax + {RIP}]
-    mov rbx, [rax + {RBX}]
-    mov rcx, [rax + {RCX}]
-    mov rdx, [rax + {RDX}]
-    mov rsi, [rax + {RSI}]
-    mov rdi, [rax + {RDI}]
-    mov rbp, [rax + {RBP}]
-    mov r8, [rax + {R8}]
-    mov r9, [rax + {R9}]
-    mov r10, [rax + {R10}]
-    mov r11, [rax + {R11}]
-    mov r12, [rax + {R12}]
-    mov r13, [rax + {R13}]
-    mov r14, [rax + {R14}]
-    mov r15, [rax + {R15}]
+    load_most
     mov rax, [rax + {RAX}]
     swapgs
     iretq
@@ -122,20 +145,7 @@ guest_or_idle:
     mov rsp, gs:[{KERNEL_STACK}]
     push qword ptr gs:[{HOST_SAVE}]
     push rax
-    mov rbx, [rax + {RBX}]
-    mov rcx, [rax + {RCX}]
-    mov rdx, [rax + {RDX}]
-    mov rsi, [rax + {RSI}]
-    mov rdi, [rax + {RDI}]
-    mov rbp, [rax + {RBP}]
-    mov r8, [rax + {R8}]
-    mov r9, [rax + {R9}]
-    mov r10, [rax + {R10}]
-    mov r11, [rax + {R11}]
-    mov r12, [rax + {R12}]
-    mov r13, [rax + {R13}]
-    mov r14, [rax + {R14}]
-    mov r15, [rax + {R15}]
+    load_most
     mov rax, [rax + {CONTROL_BLOCK}]
     clgi
     sti
@@ -147,20 +157,7 @@ guest_or_idle:
     vmload rax
     stgi
     mov rax, [rsp]
-    mov [rax + {RBX}], rbx
-    mov [rax + {RCX}], rcx
-    mov [rax + {RDX}], rdx
-    mov [rax + {RSI}], rsi
-    mov [rax + {RDI}], rdi
-    mov [rax + {RBP}], rbp
-    mov [rax + {R8}], r8
-    mov [rax + {R9}], r9
-    mov [rax + {R10}], r10
-    mov [rax + {R11}], r11
-    mov [rax + {R12}], r12
-    mov [rax + {R13}], r13
-    mov [rax + {R14}], r14
-    mov [rax + {R15}], r15
+    store_most
     fxsave64 [rax + {FPU}]
     ldmxcsr [rip + {INITIAL_FPU} + 24]
     mov rsi, gs:[{STATUS}]
@@ -199,20 +196,7 @@ interrupts_end:
     swapgs
     push rax
     mov rax, gs:[{CURRENT}]
-    mov [rax + {RBX}], rbx
-    mov [rax + {RCX}], rcx
-    mov [rax + {RDX}], rdx
-    mov [rax + {RSI}], rsi
-    mov [rax + {RDI}], rdi
-    mov [rax + {RBP}], rbp
-    mov [rax + {R8}], r8
-    mov [rax + {R9}], r9
-    mov [rax + {R10}], r10
-    mov [rax + {R11}], r11
-    mov [rax + {R12}], r12
-    mov [rax + {R13}], r13
-    mov [rax + {R14}], r14
-    mov [rax + {R15}], r15
+    store_most
     pop qword ptr [rax + {RAX}]
     pop rsi
     pop rdx
