@@ -9,7 +9,7 @@
 //!
 //! Source: Intel SDM 3C, 29.3.2 (entries), 29.3.3.1 (misconfigurations), 29.3.7 (memory types).
 
-use super::nested::{FRAME, Vendor, Nested, PAGE_NOT_TABLE, WRITABLE};
+use super::nested::{FRAME, Nested, PAGE_NOT_TABLE, Vendor, WRITABLE};
 use crate::address::FrameNumber;
 
 /// Intel's entries.

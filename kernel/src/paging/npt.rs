@@ -10,7 +10,7 @@
 //!
 //! The memory type is the PAT's entry 0, write-back; the guest's own PAT can only make it weaker (15.25.8).
 
-use super::nested::{FRAME, Vendor, Nested, PAGE_NOT_TABLE, WRITABLE};
+use super::nested::{FRAME, Nested, PAGE_NOT_TABLE, Vendor, WRITABLE};
 
 /// AMD's entries.
 #[derive(Clone, Copy, Debug)]

@@ -1,8 +1,8 @@
 use super::*;
 use crate::address::{FrameNumber, GuestPhysAddr};
+use crate::paging::host::{self, HostFormat};
 use crate::paging::nested::GuestAccess;
 use crate::paging::{Entry, Format, Level};
-use crate::paging::host::{self, HostFormat};
 
 const READ: GuestAccess = GuestAccess::Read;
 const WRITE: GuestAccess = GuestAccess::ReadWrite;
