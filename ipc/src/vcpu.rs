@@ -262,8 +262,9 @@ impl Event {
 #[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct EntryControl {
-    /// The event to inject. At an exit: the one whose delivery the exit interrupted, which is delivered again unless this
-    /// is changed.
+    /// The event to deliver. An exception or an NMI comes at the entry; an interrupt when the vCPU can take it, and while it
+    /// waits, an exception or NMI that is given in its place goes before it. At an exit: the one that was not delivered yet,
+    /// which is unless this is changed.
     pub event: Event,
     /// When to come with [`ExitReason::Kicked`], in TSC ticks of the node; [`crate::abi::NEVER`] for not at all. An exit
     /// sets it to never.
@@ -282,7 +283,7 @@ pub struct EntryControl {
     pub blocked: u32,
 }
 
-/// [`EntryControl::window`]: exit as soon as an interrupt can be taken.
+/// [`EntryControl::window`]: exit as soon as an interrupt can be taken. Not heeded beside an interrupt to deliver.
 pub const WINDOW_INTERRUPT: u32 = 1;
 /// [`EntryControl::window`]: exit as soon as an NMI can be taken.
 pub const WINDOW_NMI: u32 = 2;

@@ -55,9 +55,11 @@ pub enum Exit {
 const EFER_SVME: u64 = 1 << 12;
 /// V_INTR_MASKING: the node's interrupts come whatever the guest's IF says (15.21.1).
 const V_INTR_MASKING: u64 = 1 << 24;
-/// A virtual interrupt that waits, of the highest priority and whatever the guest's TPR: with [`intercept::VINTR`] an exit
-/// as soon as it could be taken.
-const V_WINDOW: u64 = 1 << 8 | 0xf << 16 | 1 << 20;
+pub(crate) const V_IRQ: u64 = 1 << 8;
+/// A virtual interrupt that waits, of the highest priority and whatever the guest's TPR. The guest takes it as soon as it
+/// can; with [`intercept::VINTR`] that is an exit.
+const V_WAITING: u64 = V_IRQ | 0xf << 16 | 1 << 20;
+const V_VECTOR_SHIFT: u32 = 32;
 /// V_TPR, which the guest moves by CR8.
 const V_TPR: u64 = 0xf;
 const TLB_FLUSH_ALL: u32 = 1;
@@ -159,7 +161,9 @@ impl Svm {
             code::MSR => plain(ExitReason::WriteMsr),
             code::IOIO => Exit::Platform(ExitReason::Port, [port_access(info1).0, info2, 0]),
             code::VINTR => {
-                self.close_window();
+                if self.has_window() {
+                    self.clear_virtual_interrupt();
+                }
                 plain(ExitReason::InterruptWindow)
             }
             code::IRET => self.nmi_handler_returns(),
@@ -202,16 +206,19 @@ impl Svm {
         if !core::mem::take(&mut self.ran) {
             return;
         }
-        let control = &mut self.vmcb.control;
-        let event = Event(control.exit_interrupt);
+        let event = Event(self.vmcb.control.exit_interrupt);
         // An instruction that raises an event raises it again, because RIP is still its own.
         let again = match event.kind() {
             Some(EventKind::SoftwareInterrupt) | None => false,
             Some(EventKind::Exception) => !matches!(event.vector(), 3 | 4),
             Some(EventKind::Interrupt | EventKind::Nmi) => true,
         };
-        control.event = if event.is_some() && again { event.0 } else { 0 };
-        control.tlb_control = 0;
+        // An interrupt that was not taken yet stays where it is.
+        self.vmcb.control.event = 0;
+        if again {
+            self.deliver(event);
+        }
+        self.vmcb.control.tlb_control = 0;
         if let NmiState::Returning(at) = self.nmi
             && at != self.vmcb.save.rip
         {
@@ -219,10 +226,44 @@ impl Svm {
         }
     }
 
-    fn close_window(&mut self) {
+    /// Takes the virtual interrupt back, be it a window or one to take.
+    fn clear_virtual_interrupt(&mut self) {
         let control = &mut self.vmcb.control;
         control.intercepts[0] &= !intercept::VINTR;
         control.virtual_interrupt = V_INTR_MASKING | control.virtual_interrupt & V_TPR;
+    }
+
+    /// Has the next entry deliver an event, or nothing where it is none. An interrupt comes when the guest can take it, after
+    /// an exception or NMI that is delivered first.
+    ///
+    /// An interrupt goes as a virtual one (15.21.4). QEMU 7.2 can deliver one that is injected (15.20) a second time, when
+    /// another core interrupts it in the meantime, and then whatever the guest's IF says.
+    fn deliver(&mut self, event: Event) {
+        match event.kind().filter(|_| event.is_some()) {
+            Some(EventKind::Interrupt) => {
+                self.clear_virtual_interrupt();
+                let vector = u64::from(event.vector()) << V_VECTOR_SHIFT;
+                self.vmcb.control.virtual_interrupt |= V_WAITING | vector;
+            }
+            Some(_) => self.vmcb.control.event = event.0,
+            None => {}
+        }
+    }
+
+    const fn has_window(&self) -> bool {
+        self.vmcb.control.intercepts[0] & intercept::VINTR != 0
+    }
+
+    /// The event that the next entry delivers first.
+    #[must_use]
+    pub const fn event(&self) -> Event {
+        let control = &self.vmcb.control;
+        if control.event == 0 && control.virtual_interrupt & V_IRQ != 0 && !self.has_window() {
+            // Eight bits.
+            Event::interrupt((control.virtual_interrupt >> V_VECTOR_SHIFT & 0xff) as u8)
+        } else {
+            Event(control.event)
+        }
     }
 
     /// The handler of an NMI is at its `IRET`, which has not run yet.
@@ -262,7 +303,7 @@ impl Svm {
         let shadow = if self.vmcb.control.interrupt_shadow & 1 != 0 { BLOCKED_BY_SHADOW } else { 0 };
         let nmi = if matches!(self.nmi, NmiState::Open) { 0 } else { BLOCKED_BY_NMI };
         EntryControl {
-            event: Event(self.vmcb.control.event),
+            event: self.event(),
             deadline: ipc::abi::NEVER,
             window: 0,
             activity: 0,
@@ -300,10 +341,16 @@ impl Svm {
 
     /// Does what a service asked for at its reply. Whatever it asks is its guest's to suffer: `VMRUN` checks the state.
     pub fn load_control(&mut self, control: &EntryControl) {
-        self.close_window();
         let event = control.event;
+        let told = self.event();
+        // An interrupt that an exception or NMI goes before stays; one that was told of is taken back by no event.
+        let taken_back = !event.is_some() && told.kind() == Some(EventKind::Interrupt);
+        if self.has_window() || taken_back {
+            self.clear_virtual_interrupt();
+        }
+        self.vmcb.control.event = 0;
+        self.deliver(event);
         let block = &mut self.vmcb.control;
-        block.event = if event.is_some() && event.kind().is_some() { event.0 } else { 0 };
         block.interrupt_shadow = u64::from(control.blocked & BLOCKED_BY_SHADOW != 0);
         let (nmi, blocked) = (event.kind() == Some(EventKind::Nmi), control.blocked & BLOCKED_BY_NMI != 0);
         if event.is_some() && nmi || blocked && self.nmi == NmiState::Open {
@@ -313,8 +360,9 @@ impl Svm {
             self.nmi = NmiState::Open;
             block.intercepts[0] &= !intercept::IRET;
         }
-        if control.window & WINDOW_INTERRUPT != 0 {
-            block.virtual_interrupt |= V_WINDOW;
+        // An interrupt that is to be delivered needs what the window is made of.
+        if control.window & WINDOW_INTERRUPT != 0 && block.virtual_interrupt & V_IRQ == 0 {
+            block.virtual_interrupt |= V_WAITING;
             block.intercepts[0] |= intercept::VINTR;
         }
         if control.flush & FLUSH_TRANSLATIONS != 0 {

@@ -28,11 +28,14 @@ fn vcpu(features: Features) -> Svm {
     svm
 }
 
-/// The guest runs and leaves: what was to be injected is delivered, unless `interrupted` says what was not.
+/// The guest runs and leaves: what was to be delivered is, unless `interrupted` says what was not.
 fn run(svm: &mut Svm, exit_code: u64, exit_info: [u64; 2], interrupted: Event) -> Exit {
     svm.enter(false);
     let control = &mut svm.vmcb.control;
     control.event &= !(1 << 31);
+    if control.intercepts[0] & intercept::VINTR == 0 {
+        control.virtual_interrupt &= !V_IRQ;
+    }
     (control.exit_code, control.exit_info, control.exit_interrupt) = (exit_code, exit_info, interrupted.0);
     svm.exit()
 }
@@ -143,7 +146,7 @@ fn an_event_that_an_exit_interrupts_is_delivered_again_unless_its_instruction_ra
     let again = |event| {
         let mut svm = vcpu(ALL);
         run(&mut svm, code::NESTED_PAGE_FAULT, [0; 2], event);
-        svm.vmcb.control.event == event.0 && svm.control(0).event == event
+        svm.event() == event && svm.control(0).event == event
     };
     let of_kind = |kind: u64, vector: u64| Event(1 << 31 | kind << 8 | vector);
     for vector in [0u8, 32, 0xec, 255] {
@@ -169,16 +172,69 @@ fn an_event_is_taken_over_once_whoever_looks_first() {
     // What the service says now counts, not what the exit left.
     svm.load_control(&EntryControl { event: Event::interrupt(0x40), ..EntryControl::default() });
     svm.enter(false);
-    assert_eq!(svm.vmcb.control.event, Event::interrupt(0x40).0);
+    assert_eq!(svm.event(), Event::interrupt(0x40));
     // An interrupt of the node's that the kernel took without a look at the exit: the next entry looks.
-    svm.vmcb.control.event = 0;
+    svm.vmcb.control.virtual_interrupt &= !V_IRQ;
     svm.vmcb.control.exit_interrupt = Event::interrupt(0x40).0;
     svm.enter(false);
-    assert_eq!(svm.vmcb.control.event, Event::interrupt(0x40).0);
-    svm.vmcb.control.event = 0;
+    assert_eq!(svm.event(), Event::interrupt(0x40));
+    svm.vmcb.control.virtual_interrupt &= !V_IRQ;
     svm.vmcb.control.exit_interrupt = 0;
     svm.enter(false);
-    assert_eq!(svm.vmcb.control.event, 0);
+    assert_eq!(svm.event(), Event::NONE);
+}
+
+fn with_event(event: Event) -> EntryControl {
+    EntryControl { event, ..EntryControl::default() }
+}
+
+#[test]
+fn an_interrupt_waits_in_the_guest_until_it_can_be_taken_and_is_never_injected() {
+    let mut svm = vcpu(ALL);
+    svm.load_control(&with_event(Event::interrupt(0xec)));
+    for _ in 0..3 {
+        // The node's interrupts come first, and the guest has IF clear.
+        svm.enter(false);
+        let control = &mut svm.vmcb.control;
+        assert_eq!((control.event, control.intercepts[0] & intercept::VINTR), (0, 0));
+        // V_IRQ, V_INTR_PRIO, V_IGN_TPR, V_INTR_MASKING, V_INTR_VECTOR (appendix B, 0x60).
+        assert_eq!(control.virtual_interrupt, 0xec_011f_0100);
+        (control.exit_code, control.exit_interrupt) = (code::INTR, 0);
+        assert_eq!(svm.exit(), Exit::Nothing);
+        assert_eq!(svm.control(0).event, Event::interrupt(0xec));
+    }
+    // A window needs the same bits: it is not to be had, nor does it take the interrupt's place.
+    let window = EntryControl { window: WINDOW_INTERRUPT, ..with_event(Event::interrupt(0xec)) };
+    svm.load_control(&window);
+    assert_eq!((svm.event(), svm.has_window()), (Event::interrupt(0xec), false));
+    exit(&mut svm, code::CPUID, [0; 2]);
+    assert_eq!(svm.event(), Event::NONE, "it was taken");
+}
+
+#[test]
+fn an_exception_goes_before_an_interrupt_that_waits_and_the_service_can_take_back_what_it_is_told() {
+    let (interrupt, page_fault) = (Event::interrupt(0x31), Event::exception(14, Some(2)));
+    for first in [page_fault, Event::nmi()] {
+        let mut svm = vcpu(ALL);
+        svm.load_control(&with_event(interrupt));
+        // Its delivery ends in a fault that the service reflects.
+        svm.enter(false);
+        svm.vmcb.control.exit_code = code::EXCEPTION + 14;
+        svm.vmcb.control.exit_interrupt = interrupt.0;
+        svm.exit();
+        assert_eq!(svm.control(0).event, interrupt);
+        svm.load_control(&with_event(first));
+        assert_eq!((svm.event(), svm.vmcb.control.event), (first, first.0));
+        svm.enter(false);
+        svm.vmcb.control.event = 0;
+        (svm.vmcb.control.exit_code, svm.vmcb.control.exit_interrupt) = (code::CPUID, 0);
+        svm.exit();
+        assert_eq!(svm.control(0).event, interrupt, "its turn");
+        svm.load_control(&with_event(Event::interrupt(0x99)));
+        assert_eq!(svm.event(), Event::interrupt(0x99));
+        svm.load_control(&EntryControl::default());
+        assert_eq!((svm.event(), svm.vmcb.control.virtual_interrupt), (Event::NONE, V_INTR_MASKING));
+    }
 }
 
 #[test]
@@ -365,9 +421,13 @@ fn what_is_told_at_an_exit_changes_nothing_when_it_is_given_back() {
         };
         run(&mut svm, random.random_range(0x75..0x80), [0; 2], interrupted);
         let told = svm.control(asked.intercepts);
-        let before = (svm.vmcb.control.event, svm.vmcb.control.intercepts, svm.nmi);
+        let state = |svm: &Svm| {
+            let control = &svm.vmcb.control;
+            (control.event, control.virtual_interrupt & V_IRQ, svm.event(), control.intercepts, svm.nmi)
+        };
+        let before = state(&svm);
         svm.load_control(&told);
-        assert_eq!((svm.vmcb.control.event, svm.vmcb.control.intercepts, svm.nmi), before);
+        assert_eq!(state(&svm), before);
         assert_eq!(svm.control(asked.intercepts).as_bytes(), told.as_bytes());
         assert_eq!((told.window, told.activity, told.dirty, told.flush), (0, 0, 0, 0));
         assert_eq!(told.deadline, ipc::abi::NEVER);
@@ -396,7 +456,7 @@ fn nothing_that_a_service_or_guest_does_changes_what_keeps_the_node_safe() {
         assert_eq!((control.nested_paging, control.nested_cr3), (1, fresh.nested_cr3));
         assert!(svm.vmcb.save.efer & EFER_SVME != 0 && svm.vmcb.save.cpl <= 3);
         let event = Event(control.event);
-        assert!(!event.is_some() || event.kind().is_some());
+        assert!(!event.is_some() || event.kind().is_some_and(|kind| kind != EventKind::Interrupt));
         // The guest leaves with anything that a processor could store, and more.
         let control = &mut svm.vmcb.control;
         control.exit_code = if random.random() { random.random_range(0..0x500) } else { random.random() };

@@ -23,7 +23,7 @@ use crate::ids::{CoreId, ServiceId, ThreadId, VcpuId};
 use crate::paging::PageTable;
 use crate::service::Object;
 use crate::state::State;
-use crate::svm::{Features, vmcb::code};
+use crate::svm::{Features, V_IRQ, vmcb::code, vmcb::intercept};
 use crate::thread::{Maker, Queued, Thread, ThreadState};
 use crate::vcpu::{Pending, Vcpu};
 
@@ -59,7 +59,10 @@ const FEATURES: Features =
 #[derive(Clone, Debug)]
 struct Expected {
     registers: UserRegisters,
+    /// An exception, NMI or software interrupt to deliver.
     event: Event,
+    /// An interrupt to deliver after it.
+    interrupt: Event,
     breakpoints: [u64; 4],
     xcr0: u64,
     /// Its service asked for a flush, or it starts anew.
@@ -71,8 +74,20 @@ struct Expected {
 
 impl Expected {
     const fn at_start(runs: u64, exits: u64) -> Self {
-        let (registers, event) = (UserRegisters::ZERO, Event::NONE);
-        Self { registers, event, breakpoints: [0; 4], xcr0: 1, flush: true, runs, exits }
+        let (registers, event, interrupt) = (UserRegisters::ZERO, Event::NONE, Event::NONE);
+        Self { registers, event, interrupt, breakpoints: [0; 4], xcr0: 1, flush: true, runs, exits }
+    }
+
+    const fn first_event(&self) -> Event {
+        if self.event.is_some() { self.event } else { self.interrupt }
+    }
+
+    fn deliver(&mut self, event: Event) {
+        match event.kind().filter(|_| event.is_some()) {
+            Some(EventKind::Interrupt) => self.interrupt = Event::interrupt(event.vector()),
+            Some(_) => self.event = event,
+            None => {}
+        }
     }
 }
 
@@ -297,7 +312,7 @@ impl Node {
             if core::mem::replace(&mut self.expected[vcpu.index()].exits, exits) != exits {
                 let page = self.page(vcpu);
                 let expected = &self.expected[vcpu.index()];
-                assert_eq!(page.control.event, expected.event, "the event that {vcpu:?} tells");
+                assert_eq!(page.control.event, expected.first_event(), "the event that {vcpu:?} tells");
                 assert_eq!(page.registers.as_bytes(), expected.registers.as_bytes());
                 assert_eq!((page.control.deadline, page.control.dirty), (NEVER, 0));
             }
@@ -314,7 +329,12 @@ impl Node {
         let mut whole = registers;
         hardware.store_registers(&mut whole);
         assert_eq!(whole.as_bytes(), expected.registers.as_bytes(), "{vcpu:?}'s registers");
-        assert_eq!(Event(hardware.vmcb.control.event), expected.event, "{vcpu:?}'s event");
+        assert_eq!(hardware.event(), expected.first_event(), "{vcpu:?}'s event");
+        let at_once = Event(hardware.vmcb.control.event);
+        assert!(
+            !at_once.is_some() || at_once.kind() != Some(EventKind::Interrupt),
+            "an interrupt is injected"
+        );
         let extended = (expected.breakpoints, expected.xcr0);
         assert_eq!(self.m.breakpoints[core.index()], extended, "{vcpu:?}'s state in {core:?}");
         let tlb = &mut self.tlbs[core.index()].guest;
@@ -347,9 +367,17 @@ impl Node {
         (control.exit_code, control.exit_info, control.exit_interrupt) =
             (exit_code, exit_info, interrupted.0);
         control.event = 0;
+        // The guest takes an interrupt that waits, or cannot yet.
+        if self.random.next_u32() % 2 == 0 && control.intercepts[0] & intercept::VINTR == 0 {
+            control.virtual_interrupt &= !V_IRQ;
+            expected.interrupt = Event::NONE;
+        }
+        expected.event = Event::NONE;
         let again = matches!(interrupted.kind(), Some(EventKind::Interrupt | EventKind::Nmi))
             || interrupted.kind() == Some(EventKind::Exception) && !matches!(interrupted.vector(), 3 | 4);
-        expected.event = if interrupted.is_some() && again { interrupted } else { Event::NONE };
+        if again {
+            expected.deliver(interrupted);
+        }
     }
 
     /// The guest on a core exits.
@@ -427,7 +455,11 @@ impl Node {
         let expected = &mut self.expected[vcpu.index()];
         let event = page.control.event;
         expected.registers = page.registers;
-        expected.event = if event.is_some() && event.kind().is_some() { event } else { Event::NONE };
+        if !event.is_some() && !expected.event.is_some() {
+            expected.interrupt = Event::NONE;
+        }
+        expected.event = Event::NONE;
+        expected.deliver(event);
         expected.flush |= page.control.flush & FLUSH_TRANSLATIONS != 0;
         if page.control.dirty & DIRTY_SYSTEM != 0 {
             expected.flush = true;

@@ -255,7 +255,7 @@ fn an_event_outlives_an_interrupt_of_the_nodes_and_a_kick() {
         (page.control.event, page.control.flush) = (Event::interrupt(0xec), FLUSH_TRANSLATIONS);
     });
     n.reply(CORE, V0);
-    assert_eq!(n.state.vcpus[0].hardware.vmcb.control.event, Event::interrupt(0xec).0);
+    assert_eq!(n.state.vcpus[0].hardware.event(), Event::interrupt(0xec));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use ipc::abi::NEVER;
 use ipc::vcpu::{
-    BLOCKED_BY_NMI, BLOCKED_BY_SHADOW, Event, ExitReason, HALT, Mode, WINDOW_INTERRUPT, WINDOW_NMI,
+    BLOCKED_BY_NMI, BLOCKED_BY_SHADOW, Event, EventKind, ExitReason, HALT, Mode, WINDOW_INTERRUPT, WINDOW_NMI,
 };
 
 use super::{Disposition, End, Host, Machine, Phase};
@@ -21,9 +21,9 @@ const SEGMENT_LONG: u32 = 1 << 9;
 const PAGE: u64 = ipc::abi::PAGE_SIZE as u64;
 /// The longest instruction that [`plain_length`] knows.
 const PLAIN: usize = 4;
-/// How soon a vCPU comes again that has an NMI to take and is in the handler of another: the processor tells of the
-/// handler's end only when it exits.
-const NMI_RETRY_MICROSECONDS: u64 = 50;
+/// How soon a vCPU comes again that has something to take and cannot ask for a window: an NMI in the handler of another,
+/// whose end the processor tells of only when it exits, or an interrupt behind one that is still to be delivered.
+const RETRY_MICROSECONDS: u64 = 50;
 
 /// Where instructions lie that exit again and again: their guest-physical addresses, by their virtual ones. The bytes there
 /// are compared at each use, so that an old entry costs time and never truth.
@@ -187,14 +187,13 @@ impl Machine {
         if let Some(event) = device_event {
             deadline = Some(deadline.map_or(event, |due| due.min(event)));
         }
+        let retry = node_now.saturating_add(self.timebase.ticks_at(RETRY_MICROSECONDS, 1_000_000));
         let mut wakes = control.event.is_some();
         if cpu.nmi_pending {
             if control.event.is_some() || control.blocked & BLOCKED_BY_SHADOW != 0 {
                 control.window |= WINDOW_NMI;
             } else if control.blocked & BLOCKED_BY_NMI != 0 {
                 control.window |= WINDOW_NMI;
-                let retry =
-                    node_now.saturating_add(self.timebase.ticks_at(NMI_RETRY_MICROSECONDS, 1_000_000));
                 deadline = Some(deadline.map_or(retry, |due| due.min(retry)));
             } else {
                 cpu.nmi_pending = false;
@@ -208,6 +207,9 @@ impl Machine {
                     control.event = Event::interrupt(vector);
                     wakes = true;
                 }
+            } else if control.event.is_some() && control.event.kind() == Some(EventKind::Interrupt) {
+                // One that was interrupted comes first, and leaves no window to ask for.
+                deadline = Some(deadline.map_or(retry, |due| due.min(retry)));
             } else {
                 control.window |= WINDOW_INTERRUPT;
                 wakes |= takes;
