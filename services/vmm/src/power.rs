@@ -96,9 +96,13 @@ impl Power {
 
     /// The tick at which the SCI may be raised by itself.
     pub fn next_event(&mut self, now: u64) -> Option<u64> {
+        // Mostly nobody waits for it, and this is asked at each exit. What happened until now does not change that.
+        if self.enable & !self.status & TIMER == 0 {
+            return None;
+        }
         self.settle(now);
         let next = self.seen_half_turns.saturating_add(1).saturating_mul(1 << 31);
-        (self.enable & !self.status & TIMER != 0).then(|| self.timebase.ticks_at(next, TIMER_HZ))
+        (self.status & TIMER == 0).then(|| self.timebase.ticks_at(next, TIMER_HZ))
     }
 
     /// Reads a byte of the blocks; `None` where there is no register.

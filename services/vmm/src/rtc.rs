@@ -157,8 +157,12 @@ impl Rtc {
 
     /// The tick at which the line may go high by itself.
     pub fn next_event(&mut self, now: u64) -> Option<u64> {
+        // Mostly nobody waits for anything, and this is asked at each exit. What happened until now changes nothing of that.
+        if self.waited_for() == 0 {
+            return None;
+        }
         self.settle(now);
-        let waited_for = self.memory[REGISTER_B] & !self.memory[REGISTER_C];
+        let waited_for = self.waited_for();
         let seconds = |more| self.timebase.ticks_at(self.seen_seconds.saturating_add(more), 1);
         let update = (waited_for & UPDATE != 0 && self.runs()).then(|| seconds(1));
         let alarm = if waited_for & ALARM != 0 && self.runs() { self.alarm_in().map(seconds) } else { None };
@@ -180,6 +184,11 @@ impl Rtc {
         if let Some(byte) = self.memory.get_mut(index) {
             *byte = value;
         }
+    }
+
+    /// The interrupts that are on and have not happened.
+    const fn waited_for(&self) -> u8 {
+        self.memory[REGISTER_B] & !self.memory[REGISTER_C] & (PERIODIC | ALARM | UPDATE)
     }
 
     const fn divider_runs(&self) -> bool {

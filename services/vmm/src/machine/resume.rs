@@ -187,14 +187,15 @@ impl Machine {
         if let Some(event) = device_event {
             deadline = Some(deadline.map_or(event, |due| due.min(event)));
         }
-        let retry = node_now.saturating_add(self.timebase.ticks_at(RETRY_MICROSECONDS, 1_000_000));
+        let timebase = self.timebase;
+        let retry = || node_now.saturating_add(timebase.ticks_at(RETRY_MICROSECONDS, 1_000_000));
         let mut wakes = control.event.is_some();
         if cpu.nmi_pending {
             if control.event.is_some() || control.blocked & BLOCKED_BY_SHADOW != 0 {
                 control.window |= WINDOW_NMI;
             } else if control.blocked & BLOCKED_BY_NMI != 0 {
                 control.window |= WINDOW_NMI;
-                deadline = Some(deadline.map_or(retry, |due| due.min(retry)));
+                deadline = Some(deadline.map_or_else(&retry, |due| due.min(retry())));
             } else {
                 cpu.nmi_pending = false;
                 control.event = Event::nmi();
@@ -209,7 +210,7 @@ impl Machine {
                 }
             } else if control.event.is_some() && control.event.kind() == Some(EventKind::Interrupt) {
                 // One that was interrupted comes first, and leaves no window to ask for.
-                deadline = Some(deadline.map_or(retry, |due| due.min(retry)));
+                deadline = Some(deadline.map_or_else(&retry, |due| due.min(retry())));
             } else {
                 control.window |= WINDOW_INTERRUPT;
                 wakes |= takes;
