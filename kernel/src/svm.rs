@@ -239,7 +239,10 @@ impl Svm {
     /// An interrupt goes as a virtual one (15.21.4). QEMU 7.2 can deliver one that is injected (15.20) a second time, when
     /// another core interrupts it in the meantime, and then whatever the guest's IF says.
     fn deliver(&mut self, event: Event) {
-        match event.kind().filter(|_| event.is_some()) {
+        if !event.is_some() {
+            return;
+        }
+        match event.kind() {
             Some(EventKind::Interrupt) => {
                 self.clear_virtual_interrupt();
                 let vector = u64::from(event.vector()) << V_VECTOR_SHIFT;
@@ -274,6 +277,7 @@ impl Svm {
     }
 
     /// Prepares the next `VMRUN`.
+    #[inline]
     pub fn enter(&mut self, flush: bool) {
         self.complete();
         if flush {
@@ -369,6 +373,9 @@ impl Svm {
             block.tlb_control = TLB_FLUSH_ALL;
         }
         let walks = control.intercepts & INTERCEPT_WALKS != 0;
+        if walks == (block.intercept_cr_reads != 0) {
+            return;
+        }
         let set = |bits: &mut u32, bit: u32| if walks { *bits |= bit } else { *bits &= !bit };
         set(&mut block.intercept_exceptions, 1 << PAGE_FAULT);
         set(&mut block.intercepts[0], intercept::INVLPG);

@@ -129,25 +129,25 @@ impl State {
             self.reschedule(m, core);
             return;
         }
-        match self.vcpus[vcpu.index()].hardware.exit() {
-            Exit::Nothing => {}
+        let (reason, words) = match self.vcpus[vcpu.index()].hardware.exit() {
+            Exit::Nothing => return,
             Exit::Pause => {
                 self.charge(m.now(), core);
                 self.cores[core.index()].current = None;
                 self.enqueue(m, core, id, End::Back);
-                self.reschedule(m, core);
+                return self.reschedule(m, core);
             }
-            Exit::MachineCheck => m.machine_check(),
+            Exit::MachineCheck => return m.machine_check(),
             Exit::Memory { address, access } => {
                 let page = address / PAGE_SIZE as u64;
                 if self.guest.as_ref().is_some_and(|guest| guest.has_pages(page, 1)) {
-                    self.fault_call(m, core, id, GuestPhysAddr(address), access, Some(vcpu));
-                } else {
-                    self.exit_call(m, core, vcpu, ExitReason::Memory, [address, access, 0]);
+                    return self.fault_call(m, core, id, GuestPhysAddr(address), access, Some(vcpu));
                 }
+                (ExitReason::Memory, [address, access, 0])
             }
-            Exit::Platform(reason, words) => self.exit_call(m, core, vcpu, reason, words),
-        }
+            Exit::Platform(reason, words) => (reason, words),
+        };
+        self.exit_call(m, core, vcpu, reason, words);
     }
 
     fn current_vcpu(&self, core: CoreId) -> Option<(ThreadId, VcpuId)> {
@@ -157,24 +157,16 @@ impl State {
 
     /// The last step before a core leaves the kernel: a vCPU that must tell something calls, and one that may run is made
     /// ready to; whoever runs in the platform's service sees no stale page in the window.
-    #[inline]
+    #[inline(always)]
     pub fn settle<M: Machine>(&mut self, m: &mut M, core: CoreId) {
-        if self.guest.is_some() {
-            self.settle_guest(m, core);
+        if self.guest.is_none() {
+            return;
         }
-    }
-
-    fn settle_guest<M: Machine>(&mut self, m: &mut M, core: CoreId) {
         while let Some((_, vcpu)) = self.current_vcpu(core) {
-            let this = &mut self.vcpus[vcpu.index()];
-            let (reason, word) = match core::mem::replace(&mut this.pending, Pending::Nothing) {
-                Pending::Nothing => return self.enter_guest(m, core, vcpu),
-                Pending::Started => (ExitReason::Started, 0),
-                Pending::Kicked => (ExitReason::Kicked, 0),
-                Pending::NmiWindow => (ExitReason::NmiWindow, 0),
-                Pending::MemoryLost(address) => (ExitReason::MemoryLost, address),
-            };
-            self.exit_call(m, core, vcpu, reason, [word, 0, 0]);
+            if self.vcpus[vcpu.index()].pending == Pending::Nothing {
+                return self.enter_guest(m, core, vcpu);
+            }
+            self.tell(m, core, vcpu);
         }
         let generation = self.guest.as_ref().map_or(0, |guest| guest.generation);
         let this = &mut self.cores[core.index()];
@@ -184,7 +176,22 @@ impl State {
         }
     }
 
+    /// The vCPU that is current here tells what it has to.
+    #[cold]
+    fn tell<M: Machine>(&mut self, m: &mut M, core: CoreId, vcpu: VcpuId) {
+        let pending = &mut self.vcpus[vcpu.index()].pending;
+        let (reason, word) = match core::mem::replace(pending, Pending::Nothing) {
+            Pending::Nothing => return,
+            Pending::Started => (ExitReason::Started, 0),
+            Pending::Kicked => (ExitReason::Kicked, 0),
+            Pending::NmiWindow => (ExitReason::NmiWindow, 0),
+            Pending::MemoryLost(address) => (ExitReason::MemoryLost, address),
+        };
+        self.exit_call(m, core, vcpu, reason, [word, 0, 0]);
+    }
+
     /// Makes everything ready for the way out to guest mode.
+    #[inline(always)]
     fn enter_guest<M: Machine>(&mut self, m: &mut M, core: CoreId, vcpu: VcpuId) {
         let generation = self.guest.as_ref().map_or(0, |guest| guest.generation);
         let (this, here) = (&mut self.vcpus[vcpu.index()], &mut self.cores[core.index()]);
@@ -231,6 +238,7 @@ impl State {
     }
 
     /// The vCPU that is current here calls its platform.
+    #[inline(always)]
     fn exit_call<M: Machine>(
         &mut self,
         m: &mut M,
@@ -288,6 +296,7 @@ impl State {
     }
 
     /// A call of the kernel's for the current thread of this core. The server runs now if it can, on the caller's time.
+    #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "a whole message")]
     fn kernel_call<M: Machine>(
         &mut self,
@@ -381,6 +390,7 @@ impl State {
     }
 
     /// The reply to a call of the kernel's came. The caller is ready again, or halted.
+    #[inline(always)]
     pub(crate) fn end_kernel_call<M: Machine>(
         &mut self,
         m: &mut M,
@@ -406,14 +416,13 @@ impl State {
 
     /// Takes over what the platform left in a vCPU's state page. All of it is a claim: what the processor does not check
     /// at `VMRUN` is the guest's alone.
+    #[inline(always)]
     fn load_page<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId, vcpu: VcpuId) {
         let Vcpu { hardware, page, pending, intercepts, counters, extended, xcr0_chosen, .. } =
             &mut self.vcpus[vcpu.index()];
         let thread = &mut self.threads[id.index()];
-        let mut registers = UserRegisters::ZERO;
-        m.read(*page, registers.as_mut_bytes());
-        hardware.load_registers(&registers);
-        thread.context.registers = registers;
+        m.read(*page, thread.context.registers.as_mut_bytes());
+        hardware.load_registers(&thread.context.registers);
         let mut control = EntryControl::new_zeroed();
         m.read(at(*page, offset_of!(VcpuPage, control)), control.as_mut_bytes());
         hardware.load_control(&control);
