@@ -117,6 +117,7 @@ impl State {
     }
 
     /// Puts a caller's message into the registers and message page of a server thread, which is then ready.
+    #[inline(always)]
     pub(crate) fn deliver<M: Machine>(&mut self, m: &mut M, caller: ThreadId, server: ThreadId) {
         if let Some([from, to]) = self.threads.pair_mut(caller.index(), server.index()) {
             to.context.registers.rdi = from.token.0;

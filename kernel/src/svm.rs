@@ -344,6 +344,7 @@ impl Svm {
     }
 
     /// Does what a service asked for at its reply. Whatever it asks is its guest's to suffer: `VMRUN` checks the state.
+    #[inline(always)]
     pub fn load_control(&mut self, control: &EntryControl) {
         let event = control.event;
         let told = self.event();

@@ -123,7 +123,7 @@ static TAKEN: AtomicBool = AtomicBool::new(false);
 /// The state pages of the vCPUs. One value is all there is, so that no two references to a page exist.
 #[derive(Debug)]
 pub struct StatePages {
-    count: usize,
+    last: usize,
 }
 
 impl StatePages {
@@ -131,13 +131,14 @@ impl StatePages {
     #[must_use]
     pub fn take(guest: &Guest) -> Option<Self> {
         let taken = TAKEN.swap(true, Ordering::Relaxed);
-        (!taken).then_some(Self { count: guest.vcpus as usize })
+        (!taken).then_some(Self { last: (guest.vcpus as usize).saturating_sub(1) })
     }
 
     /// The page of a vCPU that is at an exit (of the last one, for a number that is too high): the kernel writes it only before the exit and, while it is asked to
     /// ([`crate::syscall::vcpu_fetch`]), then.
+    #[inline]
     pub fn get(&mut self, vcpu: usize) -> &mut VcpuPage {
-        let index = vcpu.min(self.count.saturating_sub(1));
+        let index = vcpu.min(self.last);
         let place: *mut VcpuPage = ptr::with_exposed_provenance_mut(address(VCPU_PAGES) + index * PAGE_SIZE);
         // SAFETY: the kernel maps a page for each vCPU, any bytes are a `VcpuPage`, and `self` is borrowed meanwhile. No
         // reference spans a system call, because those that write the page need `self` again to be seen.

@@ -159,6 +159,7 @@ impl Table {
 
     /// What CPUID returns.
     #[must_use]
+    #[inline]
     pub fn lookup(&self, leaf: u32, subleaf: u32, dynamic: &Dynamic) -> Registers {
         let slots: &[Slot] = match leaf & 0xf000_0000 {
             0 => &self.basic,
