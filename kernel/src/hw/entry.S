@@ -10,6 +10,13 @@
 
 .section .text.entry, "ax"
 
+# The task priority is 0 as it was; that it is written has the local APIC look again for interrupts that wait. QEMU 7.2's
+# VMRUN and #VMEXIT can lose the flag by which another thread told the processor of one, and it would halt for ever.
+.macro look_at_interrupts
+    xor eax, eax
+    mov cr8, rax
+.endm
+
 # The general registers but RAX and RSP, from and to the context that RAX points to.
 .macro load_most
     mov rbx, [rax + {RBX}]
@@ -141,6 +148,7 @@ guest_or_idle:
 # always the same on this side. GIF is clear in between, so no NMI sees half of either; IF is set while the guest runs, so
 # that the node's interrupts end it.
     fxrstor64 [rsp + {FPU}]
+    look_at_interrupts
     mov rax, rsp
     mov rsp, gs:[{KERNEL_STACK}]
     push qword ptr gs:[{HOST_SAVE}]
@@ -184,6 +192,7 @@ interrupts_begin:
     cli
     jmp guest_exit
 idle_begin:
+    look_at_interrupts
     sti
     hlt
     cli

@@ -368,7 +368,7 @@ impl Node {
             (exit_code, exit_info, interrupted.0);
         control.event = 0;
         // The guest takes an interrupt that waits, or cannot yet.
-        if self.random.next_u32() % 2 == 0 && control.intercepts[0] & intercept::VINTR == 0 {
+        if self.random.next_u32().is_multiple_of(2) && control.intercepts[0] & intercept::VINTR == 0 {
             control.virtual_interrupt &= !V_IRQ;
             expected.interrupt = Event::NONE;
         }
