@@ -66,6 +66,7 @@ const TLB_FLUSH_ALL: u32 = 1;
 const TLB_FLUSH_ASID: u32 = 3;
 /// One address space identifier for all vCPUs: a core flushes when it takes up another one, so no more are needed.
 const ASID: u32 = 1;
+const LAST_EXCEPTION: u8 = 31;
 const PAGE_FAULT: u32 = 14;
 const MACHINE_CHECK: u32 = 18;
 /// `#DB` and `#AC`: a guest could keep the processor delivering either for ever; and `#MC`, which is the node's.
@@ -206,7 +207,11 @@ impl Svm {
         if !core::mem::take(&mut self.ran) {
             return;
         }
-        let event = Event(self.vmcb.control.exit_interrupt);
+        let mut event = Event(self.vmcb.control.exit_interrupt);
+        // So QEMU (7.2) calls a virtual interrupt; VMRUN refuses it as an exception (15.20).
+        if event.is_some() && event.kind() == Some(EventKind::Exception) && event.vector() > LAST_EXCEPTION {
+            event = Event::interrupt(event.vector());
+        }
         // An instruction that raises an event raises it again, because RIP is still its own.
         let again = match event.kind() {
             Some(EventKind::SoftwareInterrupt) | None => false,

@@ -158,6 +158,9 @@ fn an_event_that_an_exit_interrupts_is_delivered_again_unless_its_instruction_ra
         // INT3 and INTO are executed again: RIP is still theirs.
         assert_eq!(again(event), !matches!(vector, 3 | 4), "{vector}");
     }
+    let mut svm = vcpu(ALL);
+    run(&mut svm, code::NESTED_PAGE_FAULT, [0; 2], of_kind(3, 0xec));
+    assert_eq!((svm.event(), svm.vmcb.control.event), (Event::interrupt(0xec), 0), "QEMU's name for it");
     assert!(!again(of_kind(4, 0x80)));
     for kind in [1, 5, 6, 7] {
         assert!(!again(of_kind(kind, 0x20)));

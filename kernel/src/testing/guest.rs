@@ -373,6 +373,13 @@ impl Node {
             expected.interrupt = Event::NONE;
         }
         expected.event = Event::NONE;
+        // No exception has such a vector: a virtual interrupt, as QEMU tells of it.
+        let is_interrupt = interrupted.kind() == Some(EventKind::Exception) && interrupted.vector() > 31;
+        let interrupted = if interrupted.is_some() && is_interrupt {
+            Event::interrupt(interrupted.vector())
+        } else {
+            interrupted
+        };
         let again = matches!(interrupted.kind(), Some(EventKind::Interrupt | EventKind::Nmi))
             || interrupted.kind() == Some(EventKind::Exception) && !matches!(interrupted.vector(), 3 | 4);
         if again {
