@@ -239,9 +239,12 @@ impl Event {
         (self.0 & 0xff) as u8
     }
 
-    /// Its kind, when it is one of those that there are.
+    /// Its kind, when there is an event and its kind is one of those that there are.
     #[must_use]
     pub const fn kind(self) -> Option<EventKind> {
+        if !self.is_some() {
+            return None;
+        }
         match self.0 >> 8 & 7 {
             0 => Some(EventKind::Interrupt),
             2 => Some(EventKind::Nmi),

@@ -66,7 +66,8 @@ const TLB_FLUSH_ALL: u32 = 1;
 const TLB_FLUSH_ASID: u32 = 3;
 /// One address space identifier for all vCPUs: a core flushes when it takes up another one, so no more are needed.
 const ASID: u32 = 1;
-const LAST_EXCEPTION: u8 = 31;
+/// Vectors from here on are no exception's (AMD APM 2, 8.2).
+const FIRST_NO_EXCEPTION: u8 = 32;
 const PAGE_FAULT: u32 = 14;
 const MACHINE_CHECK: u32 = 18;
 /// `#DB` and `#AC`: a guest could keep the processor delivering either for ever; and `#MC`, which is the node's.
@@ -207,22 +208,17 @@ impl Svm {
         if !core::mem::take(&mut self.ran) {
             return;
         }
-        let mut event = Event(self.vmcb.control.exit_interrupt);
-        // So QEMU (7.2) calls a virtual interrupt; VMRUN refuses it as an exception (15.20).
-        if event.is_some() && event.kind() == Some(EventKind::Exception) && event.vector() > LAST_EXCEPTION {
-            event = Event::interrupt(event.vector());
-        }
-        // An instruction that raises an event raises it again, because RIP is still its own.
-        let again = match event.kind() {
-            Some(EventKind::SoftwareInterrupt) | None => false,
-            Some(EventKind::Exception) => !matches!(event.vector(), 3 | 4),
-            Some(EventKind::Interrupt | EventKind::Nmi) => true,
+        let event = Event(self.vmcb.control.exit_interrupt);
+        let again = match (event.kind(), event.vector()) {
+            // An instruction that raises an event raises it again, because RIP is still its own.
+            (Some(EventKind::SoftwareInterrupt), _) | (Some(EventKind::Exception), 3 | 4) => Event::NONE,
+            // So QEMU (7.2) calls a virtual interrupt; VMRUN refuses it as an exception (15.20).
+            (Some(EventKind::Exception), vector @ FIRST_NO_EXCEPTION..) => Event::interrupt(vector),
+            _ => event,
         };
         // An interrupt that was not taken yet stays where it is.
         self.vmcb.control.event = 0;
-        if again {
-            self.deliver(event);
-        }
+        self.deliver(again);
         self.vmcb.control.tlb_control = 0;
         if let NmiState::Returning(at) = self.nmi
             && at != self.vmcb.save.rip
@@ -244,9 +240,6 @@ impl Svm {
     /// An interrupt goes as a virtual one (15.21.4). QEMU 7.2 can deliver one that is injected (15.20) a second time, when
     /// another core interrupts it in the meantime, and then whatever the guest's IF says.
     fn deliver(&mut self, event: Event) {
-        if !event.is_some() {
-            return;
-        }
         match event.kind() {
             Some(EventKind::Interrupt) => {
                 self.clear_virtual_interrupt();
@@ -363,7 +356,7 @@ impl Svm {
         let block = &mut self.vmcb.control;
         block.interrupt_shadow = u64::from(control.blocked & BLOCKED_BY_SHADOW != 0);
         let (nmi, blocked) = (event.kind() == Some(EventKind::Nmi), control.blocked & BLOCKED_BY_NMI != 0);
-        if event.is_some() && nmi || blocked && self.nmi == NmiState::Open {
+        if nmi || blocked && self.nmi == NmiState::Open {
             self.nmi = NmiState::Blocked;
             block.intercepts[0] |= intercept::IRET;
         } else if !blocked {

@@ -83,7 +83,7 @@ impl Expected {
     }
 
     fn deliver(&mut self, event: Event) {
-        match event.kind().filter(|_| event.is_some()) {
+        match event.kind() {
             Some(EventKind::Interrupt) => self.interrupt = Event::interrupt(event.vector()),
             Some(_) => self.event = event,
             None => {}
@@ -331,10 +331,7 @@ impl Node {
         assert_eq!(whole.as_bytes(), expected.registers.as_bytes(), "{vcpu:?}'s registers");
         assert_eq!(hardware.event(), expected.first_event(), "{vcpu:?}'s event");
         let at_once = Event(hardware.vmcb.control.event);
-        assert!(
-            !at_once.is_some() || at_once.kind() != Some(EventKind::Interrupt),
-            "an interrupt is injected"
-        );
+        assert_ne!(at_once.kind(), Some(EventKind::Interrupt), "an interrupt is injected");
         let extended = (expected.breakpoints, expected.xcr0);
         assert_eq!(self.m.breakpoints[core.index()], extended, "{vcpu:?}'s state in {core:?}");
         let tlb = &mut self.tlbs[core.index()].guest;
@@ -373,17 +370,11 @@ impl Node {
             expected.interrupt = Event::NONE;
         }
         expected.event = Event::NONE;
-        // No exception has such a vector: a virtual interrupt, as QEMU tells of it.
-        let is_interrupt = interrupted.kind() == Some(EventKind::Exception) && interrupted.vector() > 31;
-        let interrupted = if interrupted.is_some() && is_interrupt {
-            Event::interrupt(interrupted.vector())
-        } else {
-            interrupted
-        };
-        let again = matches!(interrupted.kind(), Some(EventKind::Interrupt | EventKind::Nmi))
-            || interrupted.kind() == Some(EventKind::Exception) && !matches!(interrupted.vector(), 3 | 4);
-        if again {
-            expected.deliver(interrupted);
+        match (interrupted.kind(), interrupted.vector()) {
+            (Some(EventKind::SoftwareInterrupt), _) | (Some(EventKind::Exception), 3 | 4) => {}
+            // A virtual interrupt, as QEMU tells of it.
+            (Some(EventKind::Exception), vector @ 32..) => expected.deliver(Event::interrupt(vector)),
+            _ => expected.deliver(interrupted),
         }
     }
 

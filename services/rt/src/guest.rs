@@ -134,8 +134,8 @@ impl StatePages {
         (!taken).then_some(Self { last: (guest.vcpus as usize).saturating_sub(1) })
     }
 
-    /// The page of a vCPU that is at an exit (of the last one, for a number that is too high): the kernel writes it only before the exit and, while it is asked to
-    /// ([`crate::syscall::vcpu_fetch`]), then.
+    /// The page of a vCPU that is at an exit (of the last one, for a number that is too high): the kernel writes it only
+    /// before the exit and, while it is asked to ([`crate::syscall::vcpu_fetch`]), then.
     #[inline]
     pub fn get(&mut self, vcpu: usize) -> &mut VcpuPage {
         let index = vcpu.min(self.last);

@@ -25,6 +25,11 @@ const PLAIN: usize = 4;
 /// whose end the processor tells of only when it exits, or an interrupt behind one that is still to be delivered.
 const RETRY_MICROSECONDS: u64 = 50;
 
+/// The first of a deadline, if there is one, and another.
+fn earlier(deadline: Option<u64>, other: u64) -> Option<u64> {
+    Some(deadline.map_or(other, |due| due.min(other)))
+}
+
 /// Where instructions lie that exit again and again: their guest-physical addresses, by their virtual ones. The bytes there
 /// are compared at each use, so that an old entry costs time and never truth.
 #[derive(Clone, Copy, Debug, Default)]
@@ -185,7 +190,7 @@ impl Machine {
         // In the node's time, like all deadlines from here on.
         let mut deadline = cpu.apic.next_due().map(|due| due.wrapping_sub(offset));
         if let Some(event) = device_event {
-            deadline = Some(deadline.map_or(event, |due| due.min(event)));
+            deadline = earlier(deadline, event);
         }
         let timebase = self.timebase;
         let retry = || node_now.saturating_add(timebase.ticks_at(RETRY_MICROSECONDS, 1_000_000));
@@ -195,7 +200,7 @@ impl Machine {
                 control.window |= WINDOW_NMI;
             } else if control.blocked & BLOCKED_BY_NMI != 0 {
                 control.window |= WINDOW_NMI;
-                deadline = Some(deadline.map_or_else(&retry, |due| due.min(retry())));
+                deadline = earlier(deadline, retry());
             } else {
                 cpu.nmi_pending = false;
                 control.event = Event::nmi();
@@ -208,9 +213,9 @@ impl Machine {
                     control.event = Event::interrupt(vector);
                     wakes = true;
                 }
-            } else if control.event.is_some() && control.event.kind() == Some(EventKind::Interrupt) {
+            } else if control.event.kind() == Some(EventKind::Interrupt) {
                 // One that was interrupted comes first, and leaves no window to ask for.
-                deadline = Some(deadline.map_or_else(&retry, |due| due.min(retry())));
+                deadline = earlier(deadline, retry());
             } else {
                 control.window |= WINDOW_INTERRUPT;
                 wakes |= takes;
