@@ -383,10 +383,12 @@ impl Svm {
             if walks { (1 << 3 | 1 << 4, 1 | 1 << 3 | 1 << 4) } else { (0, 0) };
     }
 
-    /// Whether an NMI could be taken, when [`WINDOW_NMI`] asks for it.
+    /// Whether an NMI could be taken now, when [`WINDOW_NMI`] asks for it: nothing goes before it and nothing blocks it.
     #[must_use]
     pub const fn nmi_window(&self, control: &EntryControl) -> bool {
-        control.window & WINDOW_NMI != 0 && matches!(self.nmi, NmiState::Open)
+        let block = &self.vmcb.control;
+        let open = matches!(self.nmi, NmiState::Open) && block.event == 0 && block.interrupt_shadow & 1 == 0;
+        control.window & WINDOW_NMI != 0 && open
     }
 
     /// The whole state.

@@ -282,6 +282,14 @@ fn an_nmi_window_that_is_open_is_told_at_once() {
     n.write(V0, |page| (page.control.window, page.control.blocked) = (WINDOW_NMI, BLOCKED_BY_NMI));
     n.reply(CORE, V0);
     assert_eq!(n.guest(CORE), Some(V0), "not while a handler runs");
+    for (event, blocked) in [(Event::exception(14, Some(2)), 0), (Event::NONE, BLOCKED_BY_SHADOW)] {
+        n.exit(CORE, code::CPUID, [0; 2]);
+        n.write(V0, |page| {
+            (page.control.window, page.control.event, page.control.blocked) = (WINDOW_NMI, event, blocked);
+        });
+        n.reply(CORE, V0);
+        assert_eq!(n.guest(CORE), Some(V0), "what goes before an NMI is to be delivered, not told again");
+    }
 }
 
 #[test]

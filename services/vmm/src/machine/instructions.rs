@@ -2,6 +2,7 @@
 
 use ipc::vcpu::{ACCESS_EXECUTE, DIRTY_SYSTEM, Event, ExitReason, PortAccess, SystemState};
 
+use super::resume::interrupt_waits;
 use super::{End, Host, Machine, Phase};
 use crate::apic;
 use crate::cpuid;
@@ -225,7 +226,9 @@ impl Machine {
     /// An access to memory that is not there.
     pub(super) fn device_memory<H: Host>(&mut self, host: &mut H, vcpu: usize, access: u64) {
         // What was fetched there, or touched by an event's delivery, is not the business of the instruction at RIP.
-        if access & ACCESS_EXECUTE != 0 || host.page(vcpu).control.event.is_some() {
+        let page = host.page(vcpu);
+        let delivers = page.control.event.is_some() && !interrupt_waits(page);
+        if access & ACCESS_EXECUTE != 0 || delivers {
             return self.end_with(host, vcpu, End::Unsupported(emulate::Encoding::default()));
         }
         self.emulate(host, vcpu, |state, view| emulate::emulate_memory(state, view));

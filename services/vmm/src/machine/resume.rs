@@ -2,7 +2,8 @@
 
 use ipc::abi::NEVER;
 use ipc::vcpu::{
-    BLOCKED_BY_NMI, BLOCKED_BY_SHADOW, Event, EventKind, ExitReason, HALT, Mode, WINDOW_INTERRUPT, WINDOW_NMI,
+    BLOCKED_BY_NMI, BLOCKED_BY_SHADOW, Event, EventKind, ExitReason, HALT, Mode, VcpuPage, WINDOW_INTERRUPT,
+    WINDOW_NMI,
 };
 
 use super::{Disposition, End, Host, Machine, Phase};
@@ -21,9 +22,20 @@ const SEGMENT_LONG: u32 = 1 << 9;
 const PAGE: u64 = ipc::abi::PAGE_SIZE as u64;
 /// The longest instruction that [`plain_length`] knows.
 const PLAIN: usize = 4;
-/// How soon a vCPU comes again that has something to take and cannot ask for a window: an NMI in the handler of another,
-/// whose end the processor tells of only when it exits, or an interrupt behind one that is still to be delivered.
+/// How soon a vCPU comes again that has something to take and no window tells when it can: an NMI behind another event or in
+/// the handler of another NMI, or an interrupt behind one that is still to be delivered.
 const RETRY_MICROSECONDS: u64 = 50;
+
+/// Whether an event is delivered before an exception or NMI can be: all are but interrupts, which wait behind those.
+fn goes_first(event: Event) -> bool {
+    event.is_some() && event.kind() != Some(EventKind::Interrupt)
+}
+
+/// Whether the event of an exit is an interrupt that the vCPU cannot take yet. Otherwise the exit interrupted its delivery.
+pub(super) fn interrupt_waits(page: &VcpuPage) -> bool {
+    let takes = page.registers.rflags & RFLAGS_IF != 0 && page.control.blocked & BLOCKED_BY_SHADOW == 0;
+    page.control.event.kind() == Some(EventKind::Interrupt) && !takes
+}
 
 /// The first of a deadline, if there is one, and another.
 fn earlier(deadline: Option<u64>, other: u64) -> Option<u64> {
@@ -143,10 +155,10 @@ impl Machine {
         }
     }
 
-    /// Gives the vCPU an event, unless one is being delivered already.
+    /// Gives the vCPU an event, unless one is being delivered already. An interrupt that waits comes after it.
     pub(super) fn inject<H: Host>(&mut self, host: &mut H, vcpu: usize, event: Event) {
         let control = &mut host.page(vcpu).control;
-        if !control.event.is_some() {
+        if !goes_first(control.event) {
             control.event = event;
         }
     }
@@ -196,9 +208,7 @@ impl Machine {
         let retry = || node_now.saturating_add(timebase.ticks_at(RETRY_MICROSECONDS, 1_000_000));
         let mut wakes = control.event.is_some();
         if cpu.nmi_pending {
-            if control.event.is_some() || control.blocked & BLOCKED_BY_SHADOW != 0 {
-                control.window |= WINDOW_NMI;
-            } else if control.blocked & BLOCKED_BY_NMI != 0 {
+            if goes_first(control.event) || control.blocked & (BLOCKED_BY_SHADOW | BLOCKED_BY_NMI) != 0 {
                 control.window |= WINDOW_NMI;
                 deadline = earlier(deadline, retry());
             } else {

@@ -68,8 +68,47 @@ fn an_interrupted_delivery_comes_first() {
     guest.node.pages[1].control.event = event;
     let entered = guest.kicked(1);
     assert_eq!((entered.event, entered.window), (event, WINDOW_INTERRUPT | WINDOW_NMI));
+    assert_eq!(entered.deadline, START + TSC_HZ / 20_000, "50 microseconds");
     assert_eq!(guest.kicked(1).event, Event::nmi(), "then the NMI");
     assert_eq!(guest.kicked(1).event, Event::interrupt(0x40));
+}
+
+/// The first vCPU has interrupts off, and its exit tells of an interrupt that waits, as in the handler of the exception
+/// before it.
+fn with_one_that_waits() -> Guest {
+    let mut guest = Guest::running(1, Walks::Nested);
+    guest.set_rflags(0, 0);
+    guest.node.pages[0].control.event = Event::interrupt(0x40);
+    guest
+}
+
+#[test]
+fn an_exception_goes_before_an_interrupt_that_waits() {
+    let mut guest = with_one_that_waits();
+    guest.node.pages[0].registers.rcx = 0xdead_beef;
+    assert_eq!(guest.execute(0, ExitReason::ReadMsr, &[0x0f, 0x32]), 0);
+    assert_eq!(guest.node.entered[0].event, Event::exception(13, Some(0)));
+}
+
+#[test]
+fn an_nmi_goes_before_an_interrupt_that_waits() {
+    let mut guest = with_one_that_waits();
+    guest.send(0, 0, NMI);
+    let entered = guest.node.entered[0];
+    assert_eq!((entered.event, entered.window), (Event::nmi(), 0));
+}
+
+#[test]
+fn a_device_is_reached_while_an_interrupt_waits_and_not_from_its_delivery() {
+    let mut guest = with_one_that_waits();
+    guest.load(0, &[0x8b, 0x03]);
+    guest.node.pages[0].registers.rbx = 0xfec0_0000;
+    assert_eq!(guest.exit(0, ExitReason::Memory, [0xfec0_0000, 0, 0]), Disposition::Resume);
+    assert_eq!(guest.node.entered[0].event, Event::interrupt(0x40));
+    // With interrupts on it was on its way, and its delivery missed the stack.
+    guest.set_rflags(0, RFLAGS_IF);
+    guest.node.pages[0].control.event = Event::interrupt(0x40);
+    assert_eq!(guest.exit(0, ExitReason::Memory, [0xfec0_0000, ACCESS_WRITE, 0]), Disposition::Ended);
 }
 
 #[test]
