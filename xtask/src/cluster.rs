@@ -13,7 +13,7 @@ use crate::console::Keyboard;
 use crate::logs::{self, Collector, Colour, Line, Program, Source, Tables};
 use crate::manifest::Service;
 use crate::process::Child;
-use crate::qemu::{Boot, Clock, Ending};
+use crate::qemu::{Boot, Clock, Ending, Threads};
 use crate::setup::Tool;
 use crate::switch::{Impairment, PortId, Switch, SwitchConfig};
 use crate::{bochs, image, qemu};
@@ -334,6 +334,7 @@ impl Node {
                 memory_mib,
                 boot,
                 clock: plan.clock,
+                threads: if plan.built.manifest.guest.is_some() { Threads::One } else { Threads::Each },
                 network: socket.map(Path::to_owned),
                 gdb: plan.gdb.map(|port| port + u16::from(number) - 1),
                 directory: directory.clone(),

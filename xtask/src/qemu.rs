@@ -63,6 +63,16 @@ pub enum Clock {
     Instructions,
 }
 
+/// What emulates a node's processors.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Threads {
+    /// A thread each: they really run at the same time.
+    Each,
+    /// One, in turns. What enters guest mode needs it: in QEMU 7.2 any processor's FXRSTOR or XRSTOR changes the first one's
+    /// flags without a lock (`cpu_clear_ignne`), and a flag that says 'nested paging' or 'in the guest' gets lost with it.
+    One,
+}
+
 /// One node.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Node {
@@ -76,6 +86,8 @@ pub struct Node {
     pub boot: Boot,
     /// Its time.
     pub clock: Clock,
+    /// How many of QEMU's threads emulate its processors.
+    pub threads: Threads,
     /// The socket of its port of the virtual switch.
     pub network: Option<PathBuf>,
     /// The TCP port at which it waits for a debugger.
@@ -128,7 +140,11 @@ fn arguments(node: &Node, firmware: Option<&(PathBuf, PathBuf)>) -> Vec<String> 
     let file = |name: &str| escape(&node.directory.join(name));
     let mut list: Vec<String> = Vec::new();
     let mut add = |words: &[&str]| list.extend(words.iter().map(|&word| word.to_owned()));
-    add(&["-machine", "q35,accel=tcg", "-cpu", "max", "-smp", &node.cpus.to_string()]);
+    let accelerator = match node.threads {
+        Threads::Each => "tcg",
+        Threads::One => "tcg,thread=single",
+    };
+    add(&["-machine", "q35", "-accel", accelerator, "-cpu", "max", "-smp", &node.cpus.to_string()]);
     add(&["-m", &format!("{}M", node.memory_mib)]);
     add(&["-name", &format!("node-{}", node.number)]);
     add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
@@ -233,6 +249,7 @@ mod tests {
             memory_mib: 256,
             boot,
             clock: Clock::Wall,
+            threads: Threads::Each,
             network: None,
             gdb: None,
             directory: "run/node-10".into(),
@@ -248,7 +265,7 @@ mod tests {
         let direct = node(Boot::Direct { kernel: "kernel".into(), module: "a,b.img".into() });
         let text = line(&direct);
         assert!(text.contains("-kernel kernel -initrd a,,b.img"), "{text}");
-        assert!(text.contains("-smp 2 -m 256M") && text.contains("accel=tcg"), "{text}");
+        assert!(text.contains("-smp 2 -m 256M") && text.contains("-accel tcg -cpu"), "{text}");
         assert!(text.contains("path=run/node-10/com1.sock,server=on,wait=off,logfile=run/node-10/com1.txt"));
         assert!(!text.contains("netdev") && !text.contains("icount") && !text.contains("gdb"), "{text}");
         let iso = node(Boot::Bios("a.iso".into()));
@@ -263,11 +280,13 @@ mod tests {
         let mut node = node(Boot::Bios("a.iso".into()));
         node.network = Some("sw,1.sock".into());
         node.clock = Clock::Instructions;
+        node.threads = Threads::One;
         node.gdb = Some(1234);
         let text = line(&node);
         assert!(text.contains("addr.path=sw,,1.sock"), "{text}");
         assert!(text.contains("mac=52:54:00:00:00:0a,disable-legacy=on,host_mtu=9000"), "{text}");
         assert!(text.contains("-icount shift=0,sleep=off"), "{text}");
+        assert!(text.contains("-accel tcg,thread=single -cpu"), "{text}");
         assert!(text.contains("tcp:127.0.0.1:1234 -S"), "{text}");
     }
 
