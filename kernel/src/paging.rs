@@ -172,7 +172,7 @@ pub struct PageTable<F> {
 }
 
 /// Whether a TLB may hold what the tables no longer say.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Stale {
     /// No translation was there before.
     Nothing,
@@ -282,36 +282,54 @@ impl<F: Format> PageTable<F> {
         let (mut at, mut stale) = (start, Stale::Nothing);
         while at < end {
             let page = to.map(|(first, with)| (FrameNumber(first.0 + (at - start) / PAGE), with));
-            let fits = |level: Level| {
-                let (span, frame) = (level.span(), page.map_or(0, |(frame, _)| frame.0));
-                level <= Level::Two
-                    && at.is_multiple_of(span)
-                    && at + span <= end
-                    && frame.is_multiple_of(span / PAGE)
-            };
-            let place = self.walk(memory, at, if fits(Level::Two) { Level::Two } else { Level::One });
-            let next = at - at % place.level.span() + place.level.span();
             let wanted = page.map_or(Entry::Absent, |(frame, with)| Entry::Page(frame, with));
-            if place.entry == Entry::Absent && wanted == Entry::Absent {
-                at = next;
-                continue;
-            }
-            if !fits(place.level) {
-                self.grow(memory, &place, at)?;
-                continue;
-            }
-            if place.entry != wanted {
-                Self::write(memory, &place, wanted);
-                if place.entry != Entry::Absent {
-                    stale = Stale::Something;
-                }
+            let span = Level::Two.span();
+            let is_large = at.is_multiple_of(span)
+                && at + span <= end
+                && page.is_none_or(|(frame, _)| frame.0.is_multiple_of(span / PAGE));
+            let place = self.walk(memory, at, if is_large { Level::Two } else { Level::One });
+            if place.level == Level::One {
+                let count = (ENTRIES - place.index).min(((end - at) / PAGE) as usize);
+                stale = Self::fill(memory, &place, wanted, count).max(stale);
+                at += count as u64 * PAGE;
+            } else if place.level == Level::Two && is_large
+                || place.entry == Entry::Absent && wanted == Entry::Absent
+            {
+                stale = Self::fill(memory, &place, wanted, 1).max(stale);
                 if let Entry::Table(table) = place.entry {
                     memory.retire_table(table);
                 }
+                at = at - at % place.level.span() + place.level.span();
+            } else {
+                self.grow(memory, &place, at)?;
             }
-            at = next;
         }
         Ok(stale)
+    }
+
+    /// Makes an entry what is wanted there, and the `count - 1` that follow it in its table the pages that follow: one walk
+    /// costs more than writing many entries.
+    #[inline]
+    fn fill(
+        memory: &mut impl TableMemory,
+        place: &Place<F::Attributes>,
+        mut wanted: Entry<F::Attributes>,
+        count: usize,
+    ) -> Stale {
+        let mut stale = Stale::Nothing;
+        for index in place.index..place.index + count {
+            let entry = F::decode(memory.read_entry(place.table, index), place.level);
+            if entry != wanted {
+                memory.write_entry(place.table, index, F::encode(wanted, place.level));
+                if entry != Entry::Absent {
+                    stale = Stale::Something;
+                }
+            }
+            if let Entry::Page(frame, _) = &mut wanted {
+                frame.0 += 1;
+            }
+        }
+        stale
     }
 
     /// The table of the level below the root for an address, made when there is none; `None` without memory for it.
