@@ -52,7 +52,8 @@ pub enum ExitReason {
     ReadMsr = 6,
     /// `WRMSR`.
     WriteMsr = 7,
-    /// An access to guest-physical memory that is not there: 1: the address; 2: [`ACCESS_WRITE`], [`ACCESS_EXECUTE`].
+    /// An access to guest-physical memory that is not there: 1: the address; 2: [`ACCESS_WRITE`], [`ACCESS_EXECUTE`],
+    /// [`ACCESS_DELIVERY`], [`ACCESS_TABLES`].
     Memory = 8,
     /// An exception that is intercepted: 1: its vector; 2: its error code; 3: for a page fault its address.
     Exception = 9,
@@ -129,7 +130,7 @@ pub const fn exit_label(reason: ExitReason) -> Label {
 }
 
 /// The label's method of a fault in guest memory, which goes to the service that owns it: words: 0 the guest-physical
-/// address; 1 [`ACCESS_WRITE`], [`ACCESS_EXECUTE`]; 2 the vCPU's number or [`FAULT_OF_WINDOW`]. A reply with method 0
+/// address; 1 `ACCESS_*`; 2 the vCPU's number or [`FAULT_OF_WINDOW`]. A reply with method 0
 /// lets the access be tried again; any other ends it as [`ExitReason::MemoryLost`].
 pub const GUEST_FAULT: u16 = 0xff00;
 /// See [`GUEST_FAULT`]: a miss in the platform's window.
@@ -139,6 +140,10 @@ pub const FAULT_OF_WINDOW: u64 = u64::MAX;
 pub const ACCESS_WRITE: u64 = 1;
 /// An access fetches an instruction.
 pub const ACCESS_EXECUTE: u64 = 2;
+/// An access is made by the delivery of an event, a software interrupt's too, and not by the instruction at RIP.
+pub const ACCESS_DELIVERY: u64 = 4;
+/// An access to the guest's page tables, by the processor's walk through them.
+pub const ACCESS_TABLES: u64 = 8;
 
 /// Word 1 of [`ExitReason::Port`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

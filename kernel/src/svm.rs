@@ -6,9 +6,9 @@
 
 use ipc::abi::UserRegisters;
 use ipc::vcpu::{
-    ACCESS_EXECUTE, ACCESS_WRITE, BLOCKED_BY_NMI, BLOCKED_BY_SHADOW, EntryControl, Event, EventKind,
-    ExitReason, FLUSH_TRANSLATIONS, INTERCEPT_WALKS, Mode, PortAccess, SystemState, WINDOW_INTERRUPT,
-    WINDOW_NMI,
+    ACCESS_DELIVERY, ACCESS_EXECUTE, ACCESS_TABLES, ACCESS_WRITE, BLOCKED_BY_NMI, BLOCKED_BY_SHADOW,
+    EntryControl, Event, EventKind, ExitReason, FLUSH_TRANSLATIONS, INTERCEPT_WALKS, Mode, PortAccess,
+    SystemState, WINDOW_INTERRUPT, WINDOW_NMI,
 };
 
 use crate::address::PhysAddr;
@@ -44,7 +44,7 @@ pub enum Exit {
     Memory {
         /// The guest-physical address.
         address: u64,
-        /// [`ACCESS_WRITE`], [`ACCESS_EXECUTE`].
+        /// `ACCESS_*`.
         access: u64,
     },
     /// A service's business.
@@ -155,7 +155,10 @@ impl Svm {
             code::NESTED_PAGE_FAULT => {
                 let write = if info1 >> 1 & 1 != 0 { ACCESS_WRITE } else { 0 };
                 let execute = if info1 >> 4 & 1 != 0 { ACCESS_EXECUTE } else { 0 };
-                Exit::Memory { address: info2, access: write | execute }
+                // Whatever the next entry delivers: what an instruction raises, it raises again.
+                let delivery = if Event(control.exit_interrupt).is_some() { ACCESS_DELIVERY } else { 0 };
+                let tables = if info1 >> 33 & 1 != 0 { ACCESS_TABLES } else { 0 };
+                Exit::Memory { address: info2, access: write | execute | delivery | tables }
             }
             code::CPUID => plain(ExitReason::Cpuid),
             code::HLT => plain(ExitReason::Halt),

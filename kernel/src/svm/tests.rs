@@ -72,7 +72,7 @@ fn expected(exit_code: u64, info: [u64; 2]) -> Exit {
         0x8d => plain(SetXcr),
         0xa2 => plain(InvalidateContext),
         0x6f | 0x73 | 0x7a | 0x7e | 0x80..=0x8e | 0xa0..=0xa4 => plain(Forbidden),
-        0x400 => Exit::Memory { address: info[1], access: 0 },
+        0x400 => Exit::Memory { address: info[1], access: ACCESS_TABLES },
         u64::MAX => Exit::Platform(InvalidState, [u64::MAX, 0, 0]),
         _ => Exit::Platform(Unknown, [exit_code, info[0], info[1]]),
     }
@@ -80,7 +80,7 @@ fn expected(exit_code: u64, info: [u64; 2]) -> Exit {
 
 #[test]
 fn every_exit_code_is_told_as_the_manual_has_it() {
-    // For a port: IN, string, 4 bytes, port 0x1234; for a register: a write; for memory: a read; for an exception: 5.
+    // For a port: IN, string, 4 bytes, port 0x1234; for a register: a write; for memory: a read of guest tables; for an exception: 5.
     let info = |code| match code {
         0x7b => [1 | 1 << 2 | 1 << 6 | 0x1234 << 16, 0x8000],
         0x7c => [1, 0],
@@ -124,8 +124,20 @@ fn a_miss_in_memory_tells_its_access() {
     assert_eq!(access(0x1_0000_0004), 0);
     assert_eq!(access(0x1_0000_0006), ACCESS_WRITE);
     assert_eq!(access(0x1_0000_0014), ACCESS_EXECUTE);
-    assert_eq!(access(0x2_0000_0007), ACCESS_WRITE);
+    assert_eq!(access(0x2_0000_0007), ACCESS_WRITE | ACCESS_TABLES);
     assert_eq!(access(0x1_0000_000d), 0);
+    // That of an event's delivery is told apart, also where nothing is left to deliver.
+    for (event, left) in [
+        (Event::exception(14, Some(0)), Event::exception(14, Some(0))),
+        (Event::interrupt(0x40), Event::interrupt(0x40)),
+        (Event::exception(3, None), Event::NONE),
+        (Event(1 << 31 | 4 << 8 | 0x80), Event::NONE),
+    ] {
+        let mut vcpu = vcpu(ALL);
+        let exit = run(&mut vcpu, 0x400, [0x1_0000_0006, 0xfee0_0030], event);
+        let expected = Exit::Memory { address: 0xfee0_0030, access: ACCESS_WRITE | ACCESS_DELIVERY };
+        assert_eq!((exit, vcpu.event()), (expected, left));
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ fn a_miss_asks_the_memorys_owner_and_is_tried_again() {
     n.run(CORE, code::NESTED_PAGE_FAULT, [0x14, 0x12_3456], Event::exception(14, Some(2)));
     let registers = n.thread(V0).context.registers;
     n.step(CORE, |state, m, core| state.guest_exit(m, core));
-    n.expect_fault(CORE, 0x12_3456, ACCESS_EXECUTE, 0);
+    n.expect_fault(CORE, 0x12_3456, ACCESS_EXECUTE | ACCESS_DELIVERY, 0);
     assert_eq!(n.state.thread(first(MEMORY)).on, n.id(V0));
     assert_eq!(n.state.activity(V0), VcpuActivity::AtExit);
     n.answer(CORE, Label(0));

@@ -317,7 +317,7 @@ impl Machine {
             }
             ExitReason::InterruptWindow | ExitReason::NmiWindow => {}
             ExitReason::Port => self.port(host, vcpu, PortAccess(first), second),
-            ExitReason::Memory => self.device_memory(host, vcpu, second),
+            ExitReason::Memory => self.device_memory(host, vcpu, first, second),
             ExitReason::Exception if first == u64::from(PAGE_FAULT) => {
                 self.page_fault(host, vcpu, second, third);
             }

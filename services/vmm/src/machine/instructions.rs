@@ -1,8 +1,9 @@
 //! What exits by an instruction do.
 
-use ipc::vcpu::{ACCESS_EXECUTE, DIRTY_SYSTEM, Event, ExitReason, PortAccess, SystemState};
+use ipc::vcpu::{
+    ACCESS_DELIVERY, ACCESS_EXECUTE, ACCESS_TABLES, DIRTY_SYSTEM, Event, ExitReason, PortAccess, SystemState,
+};
 
-use super::resume::interrupt_waits;
 use super::{End, Host, Machine, Phase};
 use crate::apic;
 use crate::cpuid;
@@ -224,12 +225,15 @@ impl Machine {
     }
 
     /// An access to memory that is not there.
-    pub(super) fn device_memory<H: Host>(&mut self, host: &mut H, vcpu: usize, access: u64) {
-        // What was fetched there, or touched by an event's delivery, is not the business of the instruction at RIP.
-        let page = host.page(vcpu);
-        let delivers = page.control.event.is_some() && !interrupt_waits(page);
-        if access & ACCESS_EXECUTE != 0 || delivers {
-            return self.end_with(host, vcpu, End::Unsupported(emulate::Encoding::default()));
+    pub(super) fn device_memory<H: Host>(&mut self, host: &mut H, vcpu: usize, address: u64, access: u64) {
+        if access & ACCESS_TABLES != 0 {
+            return self.end_with(host, vcpu, End::TablesNotMemory(address));
+        }
+        if access & ACCESS_DELIVERY != 0 {
+            return self.end_with(host, vcpu, End::DeliveryNotMemory(address));
+        }
+        if access & ACCESS_EXECUTE != 0 {
+            return self.end_with(host, vcpu, End::CodeNotMemory(address));
         }
         self.emulate(host, vcpu, |state, view| emulate::emulate_memory(state, view));
     }

@@ -23,6 +23,10 @@ pub enum End {
     HaltedForEver,
     /// It touched device memory by an instruction that is not emulated, or that cannot be read.
     Unsupported(Encoding),
+    /// It went on at this guest-physical address, where there is no memory.
+    CodeNotMemory(u64),
+    /// The stack or the table for an event's delivery lies there, where there is no memory.
+    DeliveryNotMemory(u64),
     /// Its page tables lie where there is no memory.
     TablesNotMemory(u64),
     /// The node could not say what is at this guest-physical address.
@@ -44,6 +48,10 @@ impl fmt::Display for End {
             Self::HaltedForEver => f.write_str("crashed: all processors halted with interrupts off"),
             Self::Unsupported(_) => {
                 f.write_str("crashed: an instruction that is not emulated touched device memory")
+            }
+            Self::CodeNotMemory(at) => write!(f, "crashed: code at {at:#x}, where there is no memory"),
+            Self::DeliveryNotMemory(at) => {
+                write!(f, "crashed: stack or vectors at {at:#x}, where there is no memory")
             }
             Self::TablesNotMemory(at) => {
                 write!(f, "crashed: page tables at {at:#x}, where there is no memory")

@@ -2,8 +2,7 @@
 
 use ipc::abi::NEVER;
 use ipc::vcpu::{
-    BLOCKED_BY_NMI, BLOCKED_BY_SHADOW, Event, EventKind, ExitReason, HALT, Mode, VcpuPage, WINDOW_INTERRUPT,
-    WINDOW_NMI,
+    BLOCKED_BY_NMI, BLOCKED_BY_SHADOW, Event, EventKind, ExitReason, HALT, Mode, WINDOW_INTERRUPT, WINDOW_NMI,
 };
 
 use super::{Disposition, End, Host, Machine, Phase};
@@ -29,12 +28,6 @@ const RETRY_MICROSECONDS: u64 = 50;
 /// Whether an event is delivered before an exception or NMI can be: all are but interrupts, which wait behind those.
 fn goes_first(event: Event) -> bool {
     event.is_some() && event.kind() != Some(EventKind::Interrupt)
-}
-
-/// Whether the event of an exit is an interrupt that the vCPU cannot take yet. Otherwise the exit interrupted its delivery.
-pub(super) fn interrupt_waits(page: &VcpuPage) -> bool {
-    let takes = page.registers.rflags & RFLAGS_IF != 0 && page.control.blocked & BLOCKED_BY_SHADOW == 0;
-    page.control.event.kind() == Some(EventKind::Interrupt) && !takes
 }
 
 /// The first of a deadline, if there is one, and another.

@@ -1,6 +1,6 @@
 //! How a guest ends.
 
-use ipc::vcpu::ACCESS_EXECUTE;
+use ipc::vcpu::{ACCESS_DELIVERY, ACCESS_EXECUTE, ACCESS_TABLES, ACCESS_WRITE};
 
 use super::{Disposition, End, ExitReason, Guest, RFLAGS_IF, Walks};
 
@@ -47,10 +47,24 @@ fn a_crash_is_reported() {
     let mut guest = Guest::started(1, Walks::Nested);
     guest.machine.memory_lost(&mut guest.node);
     assert_eq!(guest.end(), End::MemoryLost(0));
-    // Instructions in device memory.
-    let mut guest = Guest::started(1, Walks::Nested);
-    guest.exit(0, ExitReason::Memory, [0xfec0_0000, ACCESS_EXECUTE, 0]);
-    assert!(matches!(guest.end(), End::Unsupported(_)));
+}
+
+#[test]
+fn what_a_processor_itself_needs_must_be_memory() {
+    let nowhere = 0xfec0_0000;
+    // The last is a breakpoint's delivery, of which nothing is left but that it was one.
+    for (access, end) in [
+        (ACCESS_EXECUTE, End::CodeNotMemory(nowhere)),
+        (ACCESS_WRITE | ACCESS_DELIVERY, End::DeliveryNotMemory(nowhere)),
+        (ACCESS_WRITE | ACCESS_TABLES, End::TablesNotMemory(nowhere)),
+        (ACCESS_WRITE | ACCESS_TABLES | ACCESS_DELIVERY, End::TablesNotMemory(nowhere)),
+        (ACCESS_DELIVERY, End::DeliveryNotMemory(nowhere)),
+    ] {
+        let mut guest = Guest::running(1, Walks::Nested);
+        guest.load(0, &[0xcc]);
+        assert_eq!(guest.exit(0, ExitReason::Memory, [nowhere, access, 0]), Disposition::Ended);
+        assert_eq!(guest.end(), end);
+    }
 }
 
 #[test]

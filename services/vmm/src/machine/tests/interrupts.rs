@@ -1,7 +1,10 @@
 //! From a command, a timer or a device to the vCPU that takes the interrupt.
 
 use ipc::abi::NEVER;
-use ipc::vcpu::{ACCESS_WRITE, BLOCKED_BY_NMI, BLOCKED_BY_SHADOW, Event, HALT, WINDOW_INTERRUPT, WINDOW_NMI};
+use ipc::vcpu::{
+    ACCESS_DELIVERY, ACCESS_WRITE, BLOCKED_BY_NMI, BLOCKED_BY_SHADOW, Event, HALT, WINDOW_INTERRUPT,
+    WINDOW_NMI,
+};
 
 use super::{Disposition, EOI, ExitReason, FIXED, Guest, NMI, RFLAGS_IF, START, TSC_HZ, Walks};
 
@@ -105,10 +108,9 @@ fn a_device_is_reached_while_an_interrupt_waits_and_not_from_its_delivery() {
     guest.node.pages[0].registers.rbx = 0xfec0_0000;
     assert_eq!(guest.exit(0, ExitReason::Memory, [0xfec0_0000, 0, 0]), Disposition::Resume);
     assert_eq!(guest.node.entered[0].event, Event::interrupt(0x40));
-    // With interrupts on it was on its way, and its delivery missed the stack.
-    guest.set_rflags(0, RFLAGS_IF);
-    guest.node.pages[0].control.event = Event::interrupt(0x40);
-    assert_eq!(guest.exit(0, ExitReason::Memory, [0xfec0_0000, ACCESS_WRITE, 0]), Disposition::Ended);
+    // It was on its way, and its delivery missed the stack.
+    let access = ACCESS_WRITE | ACCESS_DELIVERY;
+    assert_eq!(guest.exit(0, ExitReason::Memory, [0xfec0_0000, access, 0]), Disposition::Ended);
 }
 
 #[test]
