@@ -6,8 +6,11 @@
 use std::fmt;
 use std::time::Duration;
 
+use guest_kit::early;
+use ipc::guest::AtEnd;
+
 use crate::cluster::BootMethod;
-use crate::manifest::{InitrdSource, Overrides};
+use crate::manifest::{InitrdSource, KernelSource, Overrides};
 use crate::qemu::{Clock, Ending};
 use crate::script::Step;
 
@@ -62,38 +65,45 @@ pub struct Guest {
     pub ram_bytes: Option<u64>,
     /// Whether the walk cache is on, when not as the manifest says.
     pub walk_cache: Option<bool>,
-    /// The initrd.
-    pub initrd: Initrd,
+    /// What boots.
+    pub system: System,
     /// Linux's command line, when not as the manifest says.
     pub command_line: Option<&'static str>,
+    /// What becomes of the node when the guest has ended, when not as the manifest says.
+    pub at_end: Option<AtEnd>,
     /// What is done at its console. The scenario does not pass before the last step.
     pub steps: &'static [Step],
     /// The longest that one step may take.
     pub patience: Duration,
 }
 
-/// The initrd of a scenario's guest.
+/// What a scenario's guest boots.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Initrd {
-    /// With a shell on the console.
+pub enum System {
+    /// Debian's kernel, with a shell on the console.
     Shell,
-    /// With the test kit, too.
+    /// The same with the test kit.
     Kit,
+    /// A kernel that tries the monitor before there is an operating system.
+    Early(early::Scenario),
 }
 
 impl Guest {
     /// What it wants otherwise than the manifest.
     pub fn overrides(&self) -> Overrides {
+        let (kernel, initrd) = match self.system {
+            System::Shell => (KernelSource::Debian, InitrdSource::Shell),
+            System::Kit => (KernelSource::Debian, InitrdSource::Kit),
+            System::Early(scenario) => (KernelSource::Early(scenario), InitrdSource::None),
+        };
         Overrides {
-            kernel: None,
-            initrd: Some(match self.initrd {
-                Initrd::Shell => InitrdSource::Shell,
-                Initrd::Kit => InitrdSource::Kit,
-            }),
+            kernel: Some(kernel),
+            initrd: Some(initrd),
             command_line: self.command_line.map(str::to_owned),
             cpus: self.cpus,
             ram_bytes: self.ram_bytes,
             walk_cache: self.walk_cache,
+            at_end: self.at_end,
         }
     }
 }
@@ -159,7 +169,8 @@ impl<'a> Judge<'a> {
     /// Nothing was seen yet.
     pub fn new(scenario: &'a Scenario) -> Self {
         let nodes = vec![Progress::default(); usize::from(scenario.nodes)];
-        Self { scenario, nodes, script_done: scenario.guest.is_none() }
+        let script_done = scenario.guest.is_none_or(|guest| guest.steps.is_empty());
+        Self { scenario, nodes, script_done }
     }
 
     /// All was done at the guest's console.
@@ -325,7 +336,8 @@ mod tests {
         cpus: Some(4),
         ram_bytes: None,
         walk_cache: Some(true),
-        initrd: Initrd::Shell,
+        system: System::Shell,
+        at_end: None,
         command_line: None,
         steps: &[Step::Type("poweroff\n")],
         patience: Duration::from_secs(9),
@@ -345,12 +357,15 @@ mod tests {
         let mut judge = Judge::new(&scenario);
         assert_eq!(judge.line(0, "one"), None);
         assert_eq!(judge.script_done(), Some(Verdict::Pass));
+        let scenario = Scenario { guest: Some(Guest { steps: &[], ..GUEST }), ..scenario };
+        assert_eq!(Judge::new(&scenario).line(0, "one"), Some(Verdict::Pass), "nothing is to be done");
     }
 
     #[test]
     fn a_scenario_says_what_its_guest_is_to_be() {
         let overrides = GUEST.overrides();
         let wanted = Overrides {
+            kernel: Some(KernelSource::Debian),
             initrd: Some(InitrdSource::Shell),
             cpus: Some(4),
             walk_cache: Some(true),

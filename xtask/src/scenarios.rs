@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use guest_kit::early;
+use ipc::guest::AtEnd;
 use ipc::image::{Entry, EntryKind, Header};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -10,7 +12,7 @@ use crate::cluster::{ALL_UP, BootMethod};
 use crate::guest::initrd::{GREETING, PROMPT};
 use crate::image::DEFAULT_MANIFEST;
 use crate::qemu::Clock;
-use crate::scenario::{Cut, End, Guest, Initrd, Scenario};
+use crate::scenario::{Cut, End, Guest, Scenario, System};
 use crate::script::Step;
 
 /// What most scenarios have in common.
@@ -47,8 +49,9 @@ const GUEST: Guest = Guest {
     cpus: None,
     ram_bytes: None,
     walk_cache: None,
-    initrd: Initrd::Shell,
+    system: System::Shell,
     command_line: None,
+    at_end: None,
     steps: &[],
     patience: Duration::from_secs(120),
 };
@@ -62,18 +65,33 @@ const WITH_GUEST: Scenario = Scenario {
     ..BASE
 };
 
-/// The test kit on the guest's shell.
-const KIT: &[Step] = &[
-    Step::See(GREETING),
-    Step::Run { command: "kit clocks --effort 50", prints: &[], status: 0 },
-    Step::Run { command: "kit atomics --effort 50", prints: &[], status: 0 },
-    Step::Run { command: "kit signals --effort 20", prints: &[], status: 0 },
-    Step::Run { command: "kit processes --effort 10", prints: &[], status: 0 },
-    Step::Run { command: "kit memory --effort 50", prints: &[], status: 0 },
-    Step::Run { command: "kit exits", prints: &[], status: 0 },
-    Step::See(PROMPT),
-    Step::Type("poweroff\n"),
-];
+/// The whole test kit on the guest's shell.
+const fn kit(name: &'static str, cpus: u8, walk_cache: bool) -> Scenario {
+    let steps = &[
+        Step::See(GREETING),
+        Step::Run { command: "kit all", prints: &[], status: 0 },
+        Step::See(PROMPT),
+        Step::Type("poweroff\n"),
+    ];
+    let guest = Guest {
+        system: System::Kit,
+        cpus: Some(cpus),
+        walk_cache: Some(walk_cache),
+        steps,
+        patience: Duration::from_secs(400),
+        ..GUEST
+    };
+    Scenario { name, guest: Some(guest), timeout: Duration::from_secs(600), ..WITH_GUEST }
+}
+
+/// A guest that tries the monitor from ring 0 at its very beginning. It ends twice in the same way: the next one can start.
+const fn early(name: &'static str, scenario: early::Scenario, ends: &'static [&'static str; 2]) -> Scenario {
+    let guest = Guest { system: System::Early(scenario), at_end: Some(AtEnd::Again(2)), ..GUEST };
+    Scenario { name, guest: Some(guest), expect: ends, timeout: Duration::from_secs(120), ..WITH_GUEST }
+}
+
+/// 20,000 operations of ring 0, chosen by a seed.
+const FUZZ: early::Scenario = early::Scenario::Fuzz { seed: 7, iterations: 20_000 };
 
 /// All of them.
 pub const SCENARIOS: &[Scenario] = &[
@@ -180,18 +198,71 @@ pub const SCENARIOS: &[Scenario] = &[
         }),
         ..WITH_GUEST
     },
-    // What the kit checks, each for as long as it takes on one vCPU.
+    kit("guest-kit-1", 1, false),
+    kit("guest-kit-2", 2, false),
+    kit("guest-kit-4", 4, false),
+    kit("guest-walk-cache-1", 1, true),
+    kit("guest-walk-cache-2", 2, true),
+    kit("guest-walk-cache-4", 4, true),
+    // Each time that Linux has powered off, all that is in use is the page of zeros.
     Scenario {
-        name: "guest-kit",
-        guest: Some(Guest { initrd: Initrd::Kit, steps: KIT, ..GUEST }),
-        timeout: Duration::from_secs(600),
+        name: "guest-restarts",
+        guest: Some(Guest {
+            cpus: Some(2),
+            command_line: Some("console=ttyS0 panic=-1 rdinit=/bin/poweroff -- -f"),
+            at_end: Some(AtEnd::Again(50)),
+            ..GUEST
+        }),
+        expect: &["guest memory: 1 of "; 50],
+        timeout: Duration::from_secs(900),
         ..WITH_GUEST
     },
+    early("early-fuzz", FUZZ, &["early-fuzz done"; 2]),
     Scenario {
-        name: "guest-walk-cache",
-        guest: Some(Guest { initrd: Initrd::Kit, walk_cache: Some(true), steps: KIT, ..GUEST }),
-        timeout: Duration::from_secs(600),
+        name: "early-fuzz-walk-cache",
+        guest: Some(Guest { system: System::Early(FUZZ), walk_cache: Some(true), ..GUEST }),
+        expect: &[ALL_UP, "early-fuzz done", "guest ended: powered off"],
         ..WITH_GUEST
+    },
+    early("early-triple-fault", early::Scenario::TripleFault, &["guest ended: crashed: triple fault"; 2]),
+    early(
+        "early-halt-forever",
+        early::Scenario::HaltForever,
+        &["guest ended: crashed: all processors halted with interrupts off"; 2],
+    ),
+    early("early-vmrun", early::Scenario::Vmrun, &["early survived"; 2]),
+    early(
+        "early-vector-store",
+        early::Scenario::VectorStore,
+        &["guest ended: crashed: an instruction that is not emulated touched device memory"; 2],
+    ),
+    early(
+        "early-jump-nowhere",
+        early::Scenario::JumpNowhere,
+        &["guest ended: crashed: code at 0xd0000000"; 2],
+    ),
+    early(
+        "early-tables-nowhere",
+        early::Scenario::TablesNowhere,
+        &["guest ended: crashed: page tables at 0xd0000000"; 2],
+    ),
+    early(
+        "early-stack-nowhere",
+        early::Scenario::StackNowhere,
+        &["guest ended: crashed: stack or vectors at 0xd00007f8"; 2],
+    ),
+    early(
+        "early-vectors-nowhere",
+        early::Scenario::VectorsNowhere,
+        &["guest ended: crashed: stack or vectors at 0xd0000030"; 2],
+    ),
+    // It never ends, and the services go on beside it.
+    Scenario {
+        name: "early-exit-storm",
+        guest: Some(Guest { system: System::Early(early::Scenario::ExitStorm), ..GUEST }),
+        expect: &[ALL_UP, "0 halts a second", "0 halts a second"],
+        never: &["guest ended"],
+        ..BASE
     },
 ];
 

@@ -70,6 +70,7 @@ pub fn manifest(command_line: &str, walk_cache: WalkCache) -> Result<Manifest> {
         cpus: Some(1),
         ram_bytes: Some(GUEST_MIB << 20),
         walk_cache: Some(walk_cache == WalkCache::On),
+        at_end: None,
     };
     Manifest::load(Path::new(MANIFEST), &overrides)
 }

@@ -12,6 +12,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use guest_kit::early;
 use ipc::guest::{CONFIG_BLOB, GuestConfig, INITRD_BLOB, KERNEL_BLOB};
 
 use crate::bundle::Blob;
@@ -27,6 +28,7 @@ const MAX_CONFIG_BYTES: usize = 4096;
 pub fn blobs(guest: &Guest) -> Result<Vec<Blob>> {
     let kernel = match &guest.kernel {
         KernelSource::Debian => read("kernel", &debian::kernel()?)?,
+        KernelSource::Early(scenario) => early::bzimage(*scenario),
         KernelSource::File(path) => read("kernel", path)?,
     };
     let initrd = match &guest.initrd {
@@ -44,6 +46,7 @@ pub fn blobs(guest: &Guest) -> Result<Vec<Blob>> {
     vmm::boot::plan(&kernel, initrd.as_deref(), command_line, guest.config.pages).with_context(|| {
         let kernel = match &guest.kernel {
             KernelSource::Debian => "Debian's kernel".to_owned(),
+            KernelSource::Early(scenario) => format!("the image early:{}", scenario.name()),
             KernelSource::File(path) => path.display().to_string(),
         };
         format!("the guest cannot boot with {kernel}")

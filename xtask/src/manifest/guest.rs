@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use guest_kit::early;
 use ipc::abi::{MAX_NAME_BYTES, PAGE_SIZE, PRIORITIES};
 use ipc::guest::{AtEnd, CONFIG_BLOB, GuestConfig, INITRD_BLOB, KERNEL_BLOB, MAX_COMMAND_LINE};
 use ipc::vcpu::{HIGH_MEMORY_START, LOW_MEMORY_END, MAX_VCPUS, PRIVATE_START};
@@ -28,14 +29,21 @@ const PAGE: u64 = PAGE_SIZE as u64;
 pub enum KernelSource {
     /// Debian's current cloud kernel.
     Debian,
+    /// One of the kernels that try the monitor before there is an operating system.
+    Early(early::Scenario),
     /// A bzImage.
     File(PathBuf),
 }
 
 impl KernelSource {
-    /// `debian`, or else a file.
+    /// `debian`, `early:` with the name of one of those, or else a file.
     pub fn named(text: &str) -> Self {
-        if text == "debian" { Self::Debian } else { Self::File(text.into()) }
+        let early = text.strip_prefix("early:").and_then(|name| name.parse().ok());
+        match (text, early) {
+            ("debian", _) => Self::Debian,
+            (_, Some(scenario)) => Self::Early(scenario),
+            (file, None) => Self::File(file.into()),
+        }
     }
 }
 
@@ -79,6 +87,8 @@ pub struct Overrides {
     pub ram_bytes: Option<u64>,
     /// Whether the walk cache is on.
     pub walk_cache: Option<bool>,
+    /// What becomes of the node when the guest has ended.
+    pub at_end: Option<AtEnd>,
 }
 
 /// The guest of a sound manifest.
@@ -137,13 +147,14 @@ impl GuestDraft {
 
     /// Takes what a command line says.
     pub fn apply(&mut self, with: &Overrides) {
-        let Overrides { kernel, initrd, command_line, cpus, ram_bytes, walk_cache } = with.clone();
+        let Overrides { kernel, initrd, command_line, cpus, ram_bytes, walk_cache, at_end } = with.clone();
         self.kernel = kernel.unwrap_or_else(|| self.kernel.clone());
         self.initrd = initrd.unwrap_or_else(|| self.initrd.clone());
         self.command_line.value = command_line.unwrap_or_else(|| self.command_line.value.clone());
         self.cpus.value = cpus.unwrap_or(self.cpus.value);
         self.ram.value = ram_bytes.unwrap_or(self.ram.value);
         self.walk_cache = walk_cache.unwrap_or(self.walk_cache);
+        self.at_end = at_end.unwrap_or(self.at_end);
     }
 
     /// The guest of a draft that was checked.

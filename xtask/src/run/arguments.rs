@@ -68,7 +68,7 @@ pub struct Arguments {
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "The guest, where it is not to be as the manifest says")]
 pub struct GuestArguments {
-    /// Its kernel, a bzImage; or "debian" for Debian's current cloud kernel
+    /// Its kernel, a bzImage; or "debian" for Debian's current cloud kernel; or "early:NAME" for one that tries the monitor
     #[arg(long = "guest-kernel", value_name = "FILE", value_parser = paths::of_user)]
     pub kernel: Option<PathBuf>,
     /// Its initrd; or "shell" for busybox with a shell, "kit" for that with the test kit, "none" for none
@@ -104,6 +104,7 @@ impl GuestArguments {
             cpus: self.guest_cpus,
             ram_bytes: self.guest_memory.map(|memory| u64::from(memory.0) << 20),
             walk_cache: self.walk_cache.then_some(true),
+            at_end: None,
         }
     }
 }
@@ -194,6 +195,7 @@ mod tests {
             cpus: Some(4),
             ram_bytes: Some(1 << 30),
             walk_cache: Some(true),
+            at_end: None,
         };
         assert_eq!(all.unwrap().guest.overrides(), wanted);
         let named =

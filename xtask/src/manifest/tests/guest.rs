@@ -1,5 +1,6 @@
 //! `[guest]`: what is refused, what becomes of it, and what a command line may say instead.
 
+use guest_kit::early;
 use ipc::guest::AtEnd;
 use ipc::image::{CapabilityDescriptor, GuestDescriptor, ObjectDescriptor, RegionKind};
 
@@ -113,6 +114,8 @@ fn what_is_not_said_has_its_default() {
     let text = "kernel = \"a/vmlinuz\"\ninitrd = \"a/initrd\"\ncommand-line = \"console=ttyS0\"\nat-end = \"again\"\ntimes = 3\n";
     let guest = good(text).guest.unwrap();
     assert_eq!(guest.kernel, KernelSource::File("a/vmlinuz".into()));
+    assert_eq!(KernelSource::named("early:vmrun"), KernelSource::Early(early::Scenario::Vmrun));
+    assert_eq!(KernelSource::named("early:x"), KernelSource::File("early:x".into()));
     assert_eq!(guest.initrd, InitrdSource::File("a/initrd".into()));
     assert_eq!((guest.config.command_line.as_str(), guest.config.at_end), ("console=ttyS0", AtEnd::Again(3)));
     assert_eq!(good("at-end = \"stay\"").guest.unwrap().config.at_end, AtEnd::Stay);
@@ -228,6 +231,7 @@ fn a_command_line_takes_the_place_of_the_file() {
         cpus: Some(3),
         ram_bytes: Some(128 << 20),
         walk_cache: Some(true),
+        at_end: Some(AtEnd::Again(3)),
     };
     let text = with(&format!("{GUEST}command-line = \"{}\"\ntables = \"1M\"\n", "x".repeat(3_000)));
     let manifest = Manifest::parse("good.toml", &text, &overrides).unwrap();
@@ -235,6 +239,7 @@ fn a_command_line_takes_the_place_of_the_file() {
     assert_eq!((guest.kernel, guest.initrd), (KernelSource::File("k".into()), InitrdSource::None));
     assert_eq!((guest.config.command_line.as_str(), guest.config.vcpus), ("quiet", 3));
     assert_eq!((guest.config.pages, guest.config.walk_cache), (32_768, true));
+    assert_eq!(guest.config.at_end, AtEnd::Again(3));
     let described = manifest.system.guest.unwrap();
     assert_eq!((described.vcpus, described.pages, described.private_pages), (3, 32_768, 256));
     let error = Manifest::parse("plain.toml", super::GOOD, &overrides).unwrap_err().to_string();
