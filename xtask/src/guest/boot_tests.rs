@@ -7,8 +7,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::initrd::{GREETING, PROMPT};
-use super::{debian, initrd, kit};
+use super::{debian, kit};
 use crate::console::Keyboard;
+use crate::manifest::KernelSource;
 use crate::paths;
 use crate::process::{self, Child, POLL};
 use crate::script::{Script, Step, Wish};
@@ -41,7 +42,7 @@ fn the_default_guest_boots_in_plain_qemu() {
     paths::enter_root().unwrap();
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
-    let archive = initrd::build(&[("bin/kit", &kit::program().unwrap(), 0o755)], initrd::SHELL_INIT).unwrap();
+    let archive = kit::initrd(&KernelSource::Debian).unwrap();
     fs::write(path("initrd"), archive).unwrap();
     let mut qemu = process::tied("qemu-system-x86_64");
     let (socket, log) = (path("com1.sock"), path("com1.txt"));

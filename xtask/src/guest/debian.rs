@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
+use super::library;
 use crate::{paths, process, setup};
 
 /// The package that depends on the current kernel.
@@ -37,12 +38,7 @@ impl Package {
 /// # Errors
 /// This system is not Debian's kin, or the package cannot be fetched.
 pub fn kernel() -> Result<PathBuf> {
-    ensure_programs("kernel", "--guest-kernel FILE")?;
-    let newest = || {
-        kernel_package(&describe(KERNEL_PACKAGE)?)
-            .with_context(|| format!("the package {KERNEL_PACKAGE} names no kernel that it depends on"))
-    };
-    let (package, tree) = fetch_newest(newest)?;
+    let (package, tree) = kernel_tree()?;
     let boot = tree.join("boot");
     let files =
         fs::read_dir(&boot).with_context(|| format!("the package {} has no directory boot", package.name))?;
@@ -51,6 +47,23 @@ pub fn kernel() -> Result<PathBuf> {
         .map(|file| file.path())
         .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
         .with_context(|| format!("the package {} has no file boot/vmlinuz-*", package.name))
+}
+
+/// A module of that kernel, by its file's name.
+///
+/// # Errors
+/// As [`kernel`], or the kernel has no such module.
+pub fn kernel_module(name: &str) -> Result<PathBuf> {
+    library::find(&[kernel_tree()?.1], name)
+}
+
+/// The current kernel's package, and where its files are.
+fn kernel_tree() -> Result<(Package, PathBuf)> {
+    ensure_programs("kernel", "--guest-kernel FILE")?;
+    fetch_newest(|| {
+        kernel_package(&describe(KERNEL_PACKAGE)?)
+            .with_context(|| format!("the package {KERNEL_PACKAGE} names no kernel that it depends on"))
+    })
 }
 
 /// The unpacked files of packages, a directory for each, in their order.

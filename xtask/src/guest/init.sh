@@ -16,5 +16,8 @@ mount -t sysfs sys /sys
 mount -t tmpfs tmp /tmp
 mount -t tmpfs run /run
 hostname unum
+for module in /modules/*.ko; do
+    [ -e "$module" ] && insmod "$module"
+done
 echo '::once:/init console' > /etc/inittab
 exec /sbin/init

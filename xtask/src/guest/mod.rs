@@ -33,9 +33,7 @@ pub fn blobs(guest: &Guest) -> Result<Vec<Blob>> {
     };
     let initrd = match &guest.initrd {
         InitrdSource::Shell => Some(initrd::shell()?),
-        InitrdSource::Kit => {
-            Some(initrd::build(&[("bin/kit", &kit::program()?, 0o755)], initrd::SHELL_INIT)?)
-        }
+        InitrdSource::Kit => Some(kit::initrd(&guest.kernel)?),
         InitrdSource::None => None,
         InitrdSource::File(path) => Some(read("initrd", path)?),
     };

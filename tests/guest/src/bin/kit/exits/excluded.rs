@@ -40,9 +40,10 @@ const MSRS: [(RangeInclusive<u32>, &str); 17] = [
     (0xc001_0000..=0xc001_ffff, "AMD's: system configuration, memory map, SVM"),
 ];
 
-/// Whether one of `bytes` ports from `port` on is left alone.
+/// Whether one of `bytes` ports from `port` on is left alone, or is beyond the last: its bit in the permission map is
+/// always set.
 pub fn ports(port: u16, bytes: u16) -> bool {
-    let last = port.saturating_add(bytes - 1);
+    let Some(last) = port.checked_add(bytes - 1) else { return true };
     PORTS.iter().any(|(range, _)| *range.start() <= last && port <= *range.end())
 }
 
@@ -63,6 +64,7 @@ mod tests {
     fn an_access_that_reaches_into_a_range_is_left_alone() {
         assert!(ports(0x64, 1) && ports(0x63, 2) && ports(0x61, 4) && ports(0x3f5, 4));
         assert!(!ports(0x60, 4) && !ports(0x65, 4) && !ports(0x3f4, 4) && !ports(0x80, 4));
+        assert!(ports(0xfffd, 4) && ports(0xffff, 2) && !ports(0xfffc, 4) && !ports(0xffff, 1));
         assert!(msr(0x1b) && msr(0xc000_0082) && !msr(0xc0));
     }
 }
