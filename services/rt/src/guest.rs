@@ -46,14 +46,21 @@ impl Window {
     #[inline]
     pub fn read(&self, at: u64, into: &mut [u8]) -> Option<()> {
         let from = self.place(at, into.len())?;
-        if into.len() == 8 && at.is_multiple_of(8) {
+        // One load, whatever its alignment: what lies in a line is read at once.
+        if let Ok(bytes) = <&mut [u8; 8]>::try_from(&mut *into) {
+            let value: u64;
             // SAFETY: `place` checked the range, which the kernel maps for as long as this service lives.
-            let value = unsafe { from.cast::<u64>().read_volatile() };
-            into.copy_from_slice(&value.to_le_bytes());
-        } else if into.len() == 4 && at.is_multiple_of(4) {
+            unsafe {
+                asm!("mov {}, [{}]", out(reg) value, in(reg) from, options(readonly, nostack, preserves_flags))
+            };
+            *bytes = value.to_le_bytes();
+        } else if let Ok(bytes) = <&mut [u8; 4]>::try_from(&mut *into) {
+            let value: u32;
             // SAFETY: as above.
-            let value = unsafe { from.cast::<u32>().read_volatile() };
-            into.copy_from_slice(&value.to_le_bytes());
+            unsafe {
+                asm!("mov {:e}, [{}]", out(reg) value, in(reg) from, options(readonly, nostack, preserves_flags))
+            };
+            *bytes = value.to_le_bytes();
         } else {
             // SAFETY: as above; the slice is this service's own.
             unsafe { copy(from.cast_const(), into.as_mut_ptr(), into.len()) };

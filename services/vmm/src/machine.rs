@@ -22,6 +22,7 @@ mod walks;
 use alloc::vec::Vec;
 use core::num::NonZeroU64;
 
+use ipc::abi::NEVER;
 use ipc::guest::GuestConfig;
 use ipc::vcpu::{DIRTY_SYSTEM, ExitReason, INTERCEPT_WALKS, PRIVATE_START, PortAccess, VcpuPage};
 
@@ -92,6 +93,8 @@ struct Cpu {
     /// The page of a start-up interrupt that came after it.
     start_up: Option<u8>,
     nmi_pending: bool,
+    /// When it comes by itself, in the node's time: the deadline of its last entry.
+    deadline: u64,
     /// The walk cache, when it is on.
     walks: Option<WalkCache>,
     /// Where instructions that exit lie.
@@ -113,6 +116,8 @@ pub struct Machine {
     tsc_offset: u64,
     entry: ProcessorState,
     console: Console,
+    /// When the first vCPU comes for a device, in the guest's time.
+    device_event: Option<u64>,
     end: Option<Report>,
 }
 
@@ -221,6 +226,7 @@ impl Machine {
                 init_pending: false,
                 start_up: None,
                 nmi_pending: false,
+                deadline: NEVER,
                 walks,
                 code: resume::CodeCache::default(),
             });
@@ -240,6 +246,7 @@ impl Machine {
             tsc_offset,
             entry,
             console: Console::new(),
+            device_event: None,
             end: None,
         })
     }
@@ -307,7 +314,12 @@ impl Machine {
     ) -> Disposition {
         let [first, second, third] = words;
         match reason {
-            ExitReason::Cpuid => self.cpuid(host, vcpu),
+            ExitReason::Cpuid => {
+                self.cpuid(host, vcpu);
+                if self.goes_on(host, vcpu) {
+                    return Disposition::Resume;
+                }
+            }
             ExitReason::ReadMsr | ExitReason::WriteMsr => self.msr(host, vcpu, reason),
             ExitReason::Halt => self.halt(host, vcpu),
             ExitReason::Kicked => {

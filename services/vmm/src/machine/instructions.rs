@@ -260,9 +260,7 @@ impl Machine {
     pub(super) fn port_read<H: Host>(&mut self, host: &mut H, vcpu: usize, port: u16, bytes: usize) -> u32 {
         let now = self.guest_now(host);
         let value = self.ports.read(port, u8::try_from(bytes).unwrap_or(1), now);
-        if Source::at(port).is_some() {
-            self.update_lines(host, Some(vcpu));
-        }
+        self.device_changed(host, vcpu, port);
         value
     }
 
@@ -281,8 +279,18 @@ impl Machine {
             PortEffect::Power(PowerEvent::Off) => self.end_with(host, vcpu, End::PoweredOff),
             PortEffect::Power(PowerEvent::Reset) => self.end_with(host, vcpu, End::Reset),
         }
-        if Source::at(port).is_some() {
-            self.update_lines(host, Some(vcpu));
+        self.device_changed(host, vcpu, port);
+    }
+
+    /// A device may have changed its line, and when it changes it next by itself: the first vCPU comes then.
+    fn device_changed<H: Host>(&mut self, host: &mut H, vcpu: usize, port: u16) {
+        if Source::at(port).is_none() {
+            return;
+        }
+        self.update_lines(host, Some(vcpu));
+        let now = self.guest_now(host);
+        if vcpu != 0 && self.ports.next_event(now) != self.device_event {
+            host.kick(0);
         }
     }
 

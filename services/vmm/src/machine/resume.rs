@@ -171,6 +171,22 @@ impl Machine {
         }
     }
 
+    /// The end of an exit that touched nothing but the vCPU's registers, where all is as at its last entry: `false` when it
+    /// is not, and [`Machine::resume`] has to say how the vCPU goes on.
+    #[inline]
+    pub(super) fn goes_on<H: Host>(&mut self, host: &mut H, vcpu: usize) -> bool {
+        let Some(cpu) = self.cpus.get(vcpu) else { return false };
+        let control = &mut host.page(vcpu).control;
+        let news = control.event.is_some()
+            || cpu.phase != Phase::Running
+            || cpu.init_pending
+            || cpu.nmi_pending
+            || cpu.apic.deliverable().is_some()
+            || self.end.is_some();
+        control.deadline = cpu.deadline;
+        !news
+    }
+
     /// The end of an exit: says how the vCPU goes on.
     #[inline]
     pub(super) fn resume<H: Host>(&mut self, host: &mut H, vcpu: usize) -> Disposition {
@@ -179,6 +195,9 @@ impl Machine {
         }
         let now = self.guest_now(host);
         let device_event = if vcpu == 0 { self.ports.next_event(now) } else { None };
+        if vcpu == 0 {
+            self.device_event = device_event;
+        }
         let device_event = device_event.map(|due| due.wrapping_sub(self.tsc_offset));
         let Some(cpu) = self.cpus.get_mut(vcpu) else { return Disposition::Ended };
         if cpu.init_pending || cpu.phase == Phase::WaitsForStartUp {
@@ -233,6 +252,7 @@ impl Machine {
             }
         }
         control.deadline = deadline.map_or(NEVER, |due| due.min(NEVER - 1));
+        cpu.deadline = control.deadline;
         if control.activity == HALT && !takes && !cpu.nmi_pending && self.all_halted(host, vcpu) {
             return Disposition::Ended;
         }

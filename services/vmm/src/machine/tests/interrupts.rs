@@ -142,6 +142,8 @@ fn the_timer_expires_in_the_time_of_the_vcpu() {
     assert_eq!(guest.node.entered[0].deadline, NEVER);
     guest.write_msr(0, 0x6e0, 70_000);
     assert_eq!(guest.node.entered[0].deadline, START + 70_000, "the node's ticks");
+    assert_eq!(guest.execute(0, ExitReason::Cpuid, &[0x0f, 0xa2]), 2);
+    assert_eq!(guest.node.entered[0].deadline, START + 70_000, "as before");
     // Its own TSC is set ahead: the deadline is nearer.
     guest.write_msr(0, 0x10, 20_000);
     assert_eq!(guest.node.entered[0].deadline, START + 50_000);
@@ -193,4 +195,19 @@ fn the_uart_interrupts_through_the_io_apic() {
     guest.out(0, 0x3f8, 1, b'a'.into());
     assert_eq!(guest.node.kicks, [1, 1], "and empty again");
     assert_eq!(guest.kicked(1).event, Event::interrupt(0x34));
+}
+
+#[test]
+fn a_device_that_another_vcpu_sets_brings_the_first_one() {
+    let mut guest = Guest::running(2, Walks::Nested);
+    assert_eq!(guest.kicked(0).deadline, NEVER);
+    guest.out(1, 0x70, 1, 0x0b);
+    assert!(guest.node.kicks.is_empty(), "nothing comes of it");
+    // The real-time clock's periodic interrupt, 1,024 a second.
+    guest.out(1, 0x71, 1, 0x42);
+    assert_eq!(guest.node.kicks, [0]);
+    let due = guest.kicked(0).deadline;
+    assert!(due > START && due <= START + TSC_HZ / 1_024 + 1, "{due}");
+    guest.out(0, 0x70, 1, 0x0b);
+    assert_eq!(guest.node.kicks, [0], "it is there itself");
 }
