@@ -191,13 +191,7 @@ fn parse(line: &str) -> Result<Option<(String, f64)>> {
 /// What is shown of the two runs.
 fn figures(cpuid: &Report, touch: &Report) -> Result<Vec<Figure>> {
     agree(touch)?;
-    let (pages, misses) = (touch.figure("touch-first-pages")?, touch.figure("touch-miss-pages")?);
-    ensure!(
-        misses > 0.0 && misses <= pages,
-        "of {pages} pages of the guest, {misses} were missed when touched"
-    );
-    // The memory service brings groups of a power of two, and a few touches are counted as misses that were interrupted.
-    let group = (pages / misses).log2().round().exp2();
+    let group = touch.figure("touch-miss-pages")?;
     let miss = touch.figure("touch-miss-median")?;
     let count = |name, value| Figure::new(name, value, "instructions");
     Ok(vec![
@@ -235,15 +229,14 @@ mod tests {
         Report { figures, is_done: true }
     }
 
-    fn touch(chunks: [f64; 2], misses: f64) -> Report {
+    fn touch(chunks: [f64; 2], group: f64) -> Report {
         report(&[
             ("touch-first-chunk-0-median", chunks[0]),
             ("touch-first-chunk-1-median", chunks[1]),
-            ("touch-first-pages", 8192.0),
             ("touch-again-median", 2000.0),
             ("touch-difference-median", 0.0),
             ("touch-difference-mean", 700.0),
-            ("touch-miss-pages", misses),
+            ("touch-miss-pages", group),
             ("touch-miss-median", 11_000.0),
         ])
     }
@@ -259,17 +252,14 @@ mod tests {
     #[test]
     fn a_miss_is_told_from_the_pages_that_it_brings() {
         let cpuid = report(&[("cpuid-0-median", 900.0), ("cpuid-40000000-median", 950.0)]);
-        let value = |misses, name: &str| {
-            let told = figures(&cpuid, &touch([2000.0; 2], misses)).unwrap();
+        let value = |group, name: &str| {
+            let told = figures(&cpuid, &touch([2000.0; 2], group)).unwrap();
             told.iter().find(|figure| figure.name == name).unwrap().value
         };
-        assert_eq!((value(540.0, CPUID), value(540.0, "touch-pages-of-a-miss")), (900.0, 16.0));
-        assert_eq!(value(540.0, MISS), 11_000.0 - 15.0 * 512.0);
-        assert_eq!(value(8192.0, MISS), 11_000.0, "every page is missed");
-        for broken in [0.0, 8193.0] {
-            assert!(figures(&cpuid, &touch([2000.0; 2], broken)).is_err());
-        }
-        assert!(figures(&report(&[]), &touch([2000.0; 2], 540.0)).is_err());
+        assert_eq!((value(16.0, CPUID), value(16.0, "touch-pages-of-a-miss")), (900.0, 16.0));
+        assert_eq!(value(16.0, MISS), 11_000.0 - 15.0 * 512.0);
+        assert_eq!(value(1.0, MISS), 11_000.0, "every page is missed");
+        assert!(figures(&report(&[]), &touch([2000.0; 2], 16.0)).is_err());
     }
 
     #[test]
@@ -289,8 +279,8 @@ mod tests {
 
     #[test]
     fn chunks_that_differ_are_refused() {
-        assert!(agree(&touch([2000.0, 2010.0], 540.0)).is_ok());
-        assert!(agree(&touch([1900.0, 2000.0], 540.0)).unwrap_err().to_string().contains("not fresh"));
+        assert!(agree(&touch([2000.0, 2010.0], 16.0)).is_ok());
+        assert!(agree(&touch([1900.0, 2000.0], 16.0)).unwrap_err().to_string().contains("not fresh"));
         assert!(agree(&report(&[])).is_err());
     }
 }

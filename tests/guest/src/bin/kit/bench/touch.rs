@@ -8,8 +8,9 @@
 //! 3. then all of them are given back, and as many pages are mapped anew and touched: these frames are known, and only
 //!    the guest's own fault is left. Which frames Linux took is read from `/proc/self/pagemap`, and only those that it used
 //!    before count;
-//! 4. a monitor may bring several pages at one miss, so that most first touches cost nothing more. Those that cost more than
-//!    nearly all (99 of 100) touches of known frames are counted as misses.
+//! 4. a monitor may bring several pages at one miss, so that most first touches cost nothing more: an aligned group of a power
+//!    of two frames. Then the first touch in each group is a miss, and no other is. So the group's size is the smallest for
+//!    which three quarters of such touches cost more than three quarters of all touches of known frames, and a miss costs their median.
 #![expect(unsafe_code, reason = "the store that is measured")]
 
 use core::arch::asm;
@@ -27,6 +28,8 @@ use crate::sys::{PAGE, cpu};
 
 /// Chunks of fresh pages.
 const CHUNKS: usize = 4;
+/// The logarithm of the largest group that is looked for.
+const MAX_GROUP_ORDER: u32 = 9;
 /// Used up beyond what was in use before.
 const MORE_MIB: usize = 16;
 
@@ -48,12 +51,14 @@ pub fn run(options: &Options) -> Result<()> {
         used_up.as_bytes()[page * PAGE].store(1, Ordering::Relaxed);
     }
     let mut fresh = Vec::with_capacity(CHUNKS);
+    let mut order = Vec::with_capacity(pages * CHUNKS);
     for (chunk, samples) in samples.chunks_mut(pages).enumerate() {
         let map = Map::anonymous(pages * PAGE, Sharing::Private)?;
         touch(&map, samples);
         report(&format!("touch-first-chunk-{chunk}-median"), median(&mut samples.to_vec()));
         let before = known.len();
-        known.extend(frames(&pagemap, &map, &mut entries)?);
+        order.extend(frames(&pagemap, &map, &mut entries)?);
+        known.extend(&order[before..]);
         let new = known.len() - before;
         ensure!(new == pages, "only {new} of {pages} fresh frames are new; the numbers are for root alone");
         fresh.push(map);
@@ -80,7 +85,11 @@ pub fn run(options: &Options) -> Result<()> {
     again.truncate(recycled);
     ensure!(recycled * 2 >= pages * CHUNKS, "only {recycled} of {} frames came back", pages * CHUNKS);
     let (first_mean, again_mean) = (mean(&samples), mean(&again));
-    let (first_median, again_median) = (median(&mut samples), median(&mut again));
+    let again_median = median(&mut again);
+    // Sorted by now.
+    let alone = again[again.len() * 3 / 4];
+    let (group, mut misses) = misses(&samples, &order, alone).context("no pattern in what is missed")?;
+    let first_median = median(&mut samples);
     report("touch-used-up-mib", used_mib as u64);
     report("touch-first-pages", samples.len() as u64);
     report("touch-first-min", samples[0]);
@@ -90,15 +99,25 @@ pub fn run(options: &Options) -> Result<()> {
     report("touch-again-min", again[0]);
     report("touch-again-median", again_median);
     report("touch-again-mean", again_mean);
-    let alone = again.get(again.len() * 99 / 100).copied().unwrap_or(0);
-    // Sorted, as all samples are by now.
-    let misses = &samples[samples.partition_point(|&ticks| ticks <= alone)..];
-    report("touch-miss-pages", misses.len() as u64);
-    let miss = misses.get(misses.len() / 2).copied().unwrap_or(0);
-    report("touch-miss-median", miss.saturating_sub(again_median));
+    report("touch-misses", misses.len() as u64);
+    report("touch-miss-pages", group);
+    report("touch-miss-median", median(&mut misses).saturating_sub(again_median));
     report("touch-difference-median", first_median.saturating_sub(again_median));
     report("touch-difference-mean", first_mean.saturating_sub(again_mean));
     Ok(())
+}
+
+/// The pages that a miss brings, and what the misses took; `None` when no size of a group tells them apart. `order` has the
+/// frames, in the order in which they were touched, and a touch that took no more than `alone` is none.
+fn misses(samples: &[u64], order: &[u64], alone: u64) -> Option<(u64, Vec<u64>)> {
+    (0..=MAX_GROUP_ORDER).find_map(|bits| {
+        let mut seen = HashSet::new();
+        let is_first = |frame: &u64| seen.insert(frame >> bits);
+        let first: Vec<_> = order.iter().map(is_first).zip(samples).filter(|(first, _)| *first).collect();
+        let first: Vec<_> = first.into_iter().map(|(_, &ticks)| ticks).collect();
+        let missed = first.iter().filter(|&&ticks| ticks > alone).count();
+        (missed * 4 >= first.len() * 3).then_some((1 << bits, first))
+    })
 }
 
 /// Memory that is in use now.
@@ -150,4 +169,33 @@ fn frames<'a>(
     let entry = |bytes: &[u8]| bytes.iter().rev().fold(0, |entry, &byte| entry << 8 | u64::from(byte));
     let entries = entries.chunks(8).map(entry);
     Ok(entries.filter(|entry| entry & PRESENT != 0).map(|entry| entry & ((1 << 55) - 1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Touches of frames in an order that is Linux's: blocks from the top, one after another.
+    fn touched(group: u64) -> (Vec<u64>, Vec<u64>) {
+        let order: Vec<u64> = (0..8).rev().flat_map(|block| block * 64..(block + 1) * 64).collect();
+        let mut seen = HashSet::new();
+        // Every tenth one is slow for another reason.
+        let took = |(index, frame): (u64, &u64)| match (seen.insert(frame / group), index % 10) {
+            (true, _) => 900,
+            (false, 0) => 700,
+            (false, _) => 100,
+        };
+        ((0..).zip(&order).map(took).collect(), order)
+    }
+
+    #[test]
+    fn the_group_that_a_miss_brings_is_found_among_other_slow_touches() {
+        for group in [1, 2, 4, 16, 64] {
+            let (samples, order) = touched(group);
+            let (found, mut misses) = misses(&samples, &order, 150).unwrap();
+            assert_eq!((found, median(&mut misses)), (group, 900));
+        }
+        let (samples, order) = touched(16);
+        assert_eq!(misses(&samples, &order, 1_000), None, "nothing was missed");
+    }
 }
