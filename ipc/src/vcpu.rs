@@ -129,6 +129,11 @@ pub const fn exit_label(reason: ExitReason) -> Label {
     Label::new(reason as u16, 0)
 }
 
+/// The method of the reply to an exit whose instruction was done, and changed nothing but the page's registers: the event that
+/// the exit told of is still delivered, the deadline of the entry before holds, and an interrupt shadow is over. Method 0 says
+/// that all of the page counts.
+pub const RESUME_AS_BEFORE: u16 = 1;
+
 /// The label's method of a fault in guest memory, which goes to the service that owns it: words: 0 the guest-physical
 /// address; 1 `ACCESS_*`; 2 the vCPU's number or [`FAULT_OF_WINDOW`]. A reply with method 0
 /// lets the access be tried again; any other ends it as [`ExitReason::MemoryLost`].

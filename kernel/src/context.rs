@@ -39,12 +39,14 @@ impl FpuState {
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct UserContext {
-    /// General registers, RIP and RFLAGS.
+    /// General registers, RIP and RFLAGS; a vCPU's are in its state page instead.
     pub registers: UserRegisters,
     /// How it goes on.
     pub resume: Return,
     /// Physical address of the block that `VMRUN` takes, for a vCPU. That block has its RAX, RSP, RIP and RFLAGS.
     pub control_block: u64,
+    /// Physical address of its state page, which begins with its other registers, for a vCPU.
+    pub state_page: u64,
     /// FPU state; what it says does not count with [`Return::Syscall`].
     pub fpu: FpuState,
 }
@@ -53,6 +55,8 @@ pub struct UserContext {
 pub const RESUME_OFFSET: usize = offset_of!(UserContext, resume);
 /// Offset of [`UserContext::control_block`].
 pub const CONTROL_BLOCK_OFFSET: usize = offset_of!(UserContext, control_block);
+/// Offset of [`UserContext::state_page`].
+pub const STATE_PAGE_OFFSET: usize = offset_of!(UserContext, state_page);
 /// Offset of [`UserContext::fpu`].
 pub const FPU_OFFSET: usize = offset_of!(UserContext, fpu);
 
@@ -71,7 +75,7 @@ impl UserContext {
             rflags: RFLAGS_USER,
             ..UserRegisters::ZERO
         };
-        Self { registers, resume: Return::Full, control_block: 0, fpu: FpuState::INITIAL }
+        Self { registers, resume: Return::Full, control_block: 0, state_page: 0, fpu: FpuState::INITIAL }
     }
 }
 

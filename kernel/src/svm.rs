@@ -4,6 +4,8 @@
 //! threads: it turns an exit into an [`Exit`], and an [`EntryControl`] into what `VMRUN` needs. Intel VMX has the same two
 //! halves; there the block is reached by `VMREAD` and `VMWRITE`.
 
+use core::mem::offset_of;
+
 use ipc::abi::UserRegisters;
 use ipc::vcpu::{
     ACCESS_DELIVERY, ACCESS_EXECUTE, ACCESS_TABLES, ACCESS_WRITE, BLOCKED_BY_NMI, BLOCKED_BY_SHADOW,
@@ -288,18 +290,31 @@ impl Svm {
         self.ran = true;
     }
 
-    /// The registers that the control block has, into those of the thread.
-    pub const fn store_registers(&self, registers: &mut UserRegisters) {
+    /// The registers that the control block has, each with its place among all of them.
+    #[must_use]
+    pub const fn registers(&self) -> [(usize, u64); 4] {
         let save = &self.vmcb.save;
-        (registers.rax, registers.rsp) = (save.rax, save.rsp);
-        (registers.rip, registers.rflags) = (save.rip, save.rflags);
+        let [rax, rsp, rip, rflags] = Self::REGISTERS;
+        [(rax, save.rax), (rsp, save.rsp), (rip, save.rip), (rflags, save.rflags)]
     }
 
-    /// The other way.
-    pub const fn load_registers(&mut self, registers: &UserRegisters) {
+    /// Takes them from where they are among all of them.
+    #[inline]
+    pub fn load_registers(&mut self, at: impl Fn(usize) -> u64) {
         let save = &mut self.vmcb.save;
-        (save.rax, save.rsp) = (registers.rax, registers.rsp);
-        (save.rip, save.rflags) = (registers.rip, registers.rflags);
+        [save.rax, save.rsp, save.rip, save.rflags] = Self::REGISTERS.map(at);
+    }
+
+    const REGISTERS: [usize; 4] = [
+        offset_of!(UserRegisters, rax),
+        offset_of!(UserRegisters, rsp),
+        offset_of!(UserRegisters, rip),
+        offset_of!(UserRegisters, rflags),
+    ];
+
+    /// The instruction in the shadow of `STI` or `MOV SS` is done.
+    pub const fn end_shadow(&mut self) {
+        self.vmcb.control.interrupt_shadow = 0;
     }
 
     /// What is told at an exit.

@@ -5,16 +5,17 @@
 //! comes. What it has to tell first, before it may run (that it was kicked, say), is [`Vcpu::pending`]; [`State::settle`]
 //! makes a call of that.
 //!
-//! The registers that `VMRUN` does not switch are of two kinds: the FPU's and SSE's go to the thread's context at each
-//! exit; the rest ([`Extended`]) stays in the core while only services run there, and is saved before another scheduling
+//! The registers that `VMRUN` does not switch are of three kinds: the general ones are in the state page whenever the guest
+//! does not run, so what its service writes there counts at the next entry, whatever that is; the FPU's and SSE's go to the
+//! thread's context at each exit; the rest ([`Extended`]) stays in the core while only services run there, and is saved before another scheduling
 //! context runs or the core idles. So a vCPU that does not run is whole in memory.
 
 use core::mem::offset_of;
 
 use ipc::abi::{Error, Label, NEVER, Outcome, PAGE_SIZE, ServiceState, UserRegisters, VcpuActivity};
 use ipc::vcpu::{
-    DIRTY_SYSTEM, EntryControl, ExitReason, FAULT_OF_WINDOW, GUEST_FAULT, HALT, SystemState, VcpuPage,
-    exit_label,
+    DIRTY_SYSTEM, EntryControl, ExitReason, FAULT_OF_WINDOW, GUEST_FAULT, HALT, RESUME_AS_BEFORE,
+    SystemState, VcpuPage, exit_label,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -79,6 +80,8 @@ pub struct Vcpu {
     pub pending: Pending,
     /// As in [`EntryControl::intercepts`].
     pub intercepts: u32,
+    /// As in [`EntryControl::deadline`], of the last one.
+    pub deadline: u64,
     /// Since when it is ready and does not run.
     pub ready_since: u64,
     /// Counters.
@@ -100,6 +103,7 @@ impl Vcpu {
             page: PhysAddr(0),
             pending: Pending::Nothing,
             intercepts: 0,
+            deadline: NEVER,
             ready_since: 0,
             counters: VcpuCounters { exits: 0, faults: 0, halts: 0, kicks: 0, entries: 0, steal: 0 },
         }
@@ -255,9 +259,9 @@ impl State {
         hardware.complete();
         let thread = &mut self.threads[id.index()];
         thread.deadline = NEVER;
-        let registers = &mut thread.context.registers;
-        hardware.store_registers(registers);
-        m.write(*page, registers.as_bytes());
+        for (place, value) in hardware.registers() {
+            m.write_u64(at(*page, place), value);
+        }
         m.write(at(*page, offset_of!(VcpuPage, control)), hardware.control(*intercepts).as_bytes());
         m.write(at(*page, offset_of!(VcpuPage, mode)), hardware.mode().as_bytes());
         let (length, fetched, bytes) = hardware.instruction();
@@ -356,13 +360,16 @@ impl State {
         let (mask, deadline, label) = (registers.r13, registers.r12, Label(registers.rsi));
         let (slot_bit, service) = (server.slot_bit, server.service);
         let waiting = &self.threads[caller.index()];
-        if label.method() != 0 {
+        let as_before = waiting.maker == Maker::Exit && label.method() == RESUME_AS_BEFORE;
+        if label.method() != 0 && !as_before {
             return None;
         }
-        if let Some(vcpu) = waiting.vcpu {
+        let vcpu = waiting.vcpu;
+        if let Some(vcpu) = vcpu {
             let this = &self.vcpus[vcpu.index()];
             let activity = offset_of!(VcpuPage, control) + offset_of!(EntryControl, activity);
-            let halts = waiting.maker == Maker::Exit && m.read_u32(at(this.page, activity)) & HALT != 0;
+            let halts =
+                !as_before && waiting.maker == Maker::Exit && m.read_u32(at(this.page, activity)) & HALT != 0;
             let over = self.cores[core.index()].turn_end == 0;
             if halts || over || this.pending != Pending::Nothing {
                 return None;
@@ -385,8 +392,21 @@ impl State {
             self.leave_core(m.now(), core);
             self.reschedule(m, core);
         }
-        self.settle(m, core);
-        self.cores[core.index()].current
+        match vcpu {
+            // What settling would come to, once it had found out who runs.
+            Some(vcpu) if self.cores[core.index()].current == Some(caller) && !self.has_to_tell(vcpu) => {
+                self.enter_guest(m, core, vcpu);
+                Some(caller)
+            }
+            _ => {
+                self.settle(m, core);
+                self.cores[core.index()].current
+            }
+        }
+    }
+
+    fn has_to_tell(&self, vcpu: VcpuId) -> bool {
+        self.vcpus[vcpu.index()].pending != Pending::Nothing
     }
 
     /// The reply to a call of the kernel's came. The caller is ready again, or halted.
@@ -408,6 +428,13 @@ impl State {
         }
         thread.state = ThreadState::Ready;
         match vcpu {
+            Some(vcpu) if maker == Maker::Exit && label.method() == RESUME_AS_BEFORE => {
+                let Vcpu { hardware, page, deadline, .. } = &mut self.vcpus[vcpu.index()];
+                hardware.load_registers(|place| m.read_u64(at(*page, place)));
+                hardware.end_shadow();
+                let deadline = *deadline;
+                self.watch(m, core, id, deadline);
+            }
             Some(vcpu) if maker == Maker::Exit => self.load_page(m, core, id, vcpu),
             Some(_) if lost => self.memory_lost(m, core, id, address),
             _ => {}
@@ -418,15 +445,14 @@ impl State {
     /// at `VMRUN` is the guest's alone.
     #[inline(always)]
     fn load_page<M: Machine>(&mut self, m: &mut M, core: CoreId, id: ThreadId, vcpu: VcpuId) {
-        let Vcpu { hardware, page, pending, intercepts, counters, extended, xcr0_chosen, .. } =
+        let Vcpu { hardware, page, pending, intercepts, deadline, counters, extended, xcr0_chosen, .. } =
             &mut self.vcpus[vcpu.index()];
         let thread = &mut self.threads[id.index()];
-        m.read(*page, thread.context.registers.as_mut_bytes());
-        hardware.load_registers(&thread.context.registers);
+        hardware.load_registers(|place| m.read_u64(at(*page, place)));
         let mut control = EntryControl::new_zeroed();
         m.read(at(*page, offset_of!(VcpuPage, control)), control.as_mut_bytes());
         hardware.load_control(&control);
-        *intercepts = control.intercepts;
+        (*intercepts, *deadline) = (control.intercepts, control.deadline);
         let mut reset = false;
         if control.dirty & DIRTY_SYSTEM != 0 {
             let mut state = SystemState::new_zeroed();
@@ -514,13 +540,15 @@ impl State {
         let this = &mut self.vcpus[vcpu.index()];
         this.hardware.reset(features, iopm, msrpm, nested.start());
         (this.extended, this.xcr0_chosen) = (Extended::INITIAL, false);
-        (this.pending, this.intercepts) = (Pending::Started, 0);
+        (this.pending, this.intercepts, this.deadline) = (Pending::Started, 0, NEVER);
         self.threads[id.index()].context = UserContext {
             registers: UserRegisters::ZERO,
             resume: Return::Guest,
             control_block: m.physical_address(&this.hardware.vmcb).0,
+            state_page: this.page.0,
             fpu: FpuState::INITIAL,
         };
+        m.write(this.page, UserRegisters::ZERO.as_bytes());
         self.threads[id.index()].maker = Maker::Thread;
         self.make_ready(m, request.core, id, Outcome::Message as u64);
         self.reschedule(m, request.core);

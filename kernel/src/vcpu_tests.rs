@@ -9,7 +9,7 @@ use ipc::abi::{
 use ipc::vcpu::{
     ACCESS_DELIVERY, ACCESS_EXECUTE, ACCESS_WRITE, BLOCKED_BY_NMI, BLOCKED_BY_SHADOW, DIRTY_SYSTEM,
     EntryControl, Event, ExitReason, FAULT_OF_WINDOW, FLUSH_TRANSLATIONS, GUEST_FAULT, HALT, INTERCEPT_WALKS,
-    PortAccess, WINDOW_BASE, WINDOW_NMI, exit_label,
+    PortAccess, RESUME_AS_BEFORE, WINDOW_BASE, WINDOW_NMI, exit_label,
 };
 
 use crate::address::PhysAddr;

@@ -17,7 +17,7 @@
     mov cr8, rax
 .endm
 
-# The general registers but RAX and RSP, from and to the context that RAX points to.
+# The general registers but RAX and RSP, from and to where RAX points.
 .macro load_most
     mov rbx, [rax + {RBX}]
     mov rcx, [rax + {RCX}]
@@ -146,26 +146,33 @@ guest_or_idle:
 # Guest mode and back (AMD APM 2, 15.5). VMRUN and #VMEXIT switch RAX, RSP, RIP, RFLAGS, the segments CS, SS, DS and ES, the
 # control registers and the descriptor tables; VMLOAD and VMSAVE the other segments and the system-call registers, which are
 # always the same on this side. GIF is clear in between, so no NMI sees half of either; IF is set while the guest runs, so
-# that the node's interrupts end it.
+# that the node's interrupts end it. The other registers are in the vCPU's state page: its service finds and changes them
+# there, and nothing is copied.
     fxrstor64 [rsp + {FPU}]
     look_at_interrupts
     mov rax, rsp
     mov rsp, gs:[{KERNEL_STACK}]
     push qword ptr gs:[{HOST_SAVE}]
     push rax
+    mov rcx, {DIRECT_MAP}
+    add rcx, [rax + {STATE_PAGE}]
+    push rcx
+    push qword ptr [rax + {CONTROL_BLOCK}]
+    mov rax, rcx
     load_most
-    mov rax, [rax + {CONTROL_BLOCK}]
+    pop rax
     clgi
     sti
     vmload rax
     vmrun rax
     vmsave rax
     cli
-    mov rax, [rsp + 8]
+    mov rax, [rsp + 16]
     vmload rax
     stgi
     mov rax, [rsp]
     store_most
+    mov rax, [rsp + 8]
     fxsave64 [rax + {FPU}]
     ldmxcsr [rip + {INITIAL_FPU} + 24]
     mov rsi, gs:[{STATUS}]

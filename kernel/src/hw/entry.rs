@@ -5,7 +5,7 @@ use core::arch::global_asm;
 use core::mem::offset_of;
 
 use ipc::abi::UserRegisters;
-use kernel::context::{CONTROL_BLOCK_OFFSET, FPU_OFFSET, FpuState, RESUME_OFFSET, Return};
+use kernel::context::{CONTROL_BLOCK_OFFSET, FPU_OFFSET, FpuState, RESUME_OFFSET, Return, STATE_PAGE_OFFSET};
 use kernel::svm::vmcb::{EXIT_CODE_OFFSET, code};
 
 use super::boot::DIRECT_MAP;
@@ -45,6 +45,7 @@ global_asm!(
     MSR_GS_BASE = const percpu::MSR_GS_BASE,
     GUEST = const Return::Guest as u64,
     CONTROL_BLOCK = const CONTROL_BLOCK_OFFSET,
+    STATE_PAGE = const STATE_PAGE_OFFSET,
     HOST_SAVE = const percpu::HOST_SAVE,
     STATUS = const percpu::STATUS,
     DIRECT_MAP = const DIRECT_MAP,

@@ -10,7 +10,7 @@ use std::vec;
 use std::vec::Vec;
 
 use ipc::abi::{Label, MAX_CORES, MAX_MESSAGE_BYTES, NEVER, RECEIVE_MESSAGES, Syscall, Token, UserRegisters};
-use ipc::vcpu::{DIRTY_SYSTEM, Event, EventKind, FLUSH_TRANSLATIONS, VcpuPage};
+use ipc::vcpu::{DIRTY_SYSTEM, Event, EventKind, FLUSH_TRANSLATIONS, RESUME_AS_BEFORE, VcpuPage};
 use rand::RngCore;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use zerocopy::{FromBytes, IntoBytes};
@@ -322,12 +322,13 @@ impl Node {
     fn verify_entry(&mut self, core: CoreId, vcpu: VcpuId) {
         assert_eq!(self.what(vcpu), ThreadState::Ready, "{vcpu:?} runs");
         let generation = self.generation();
-        let registers = self.thread(vcpu).context.registers;
+        let mut whole = self.page(vcpu).registers;
         let expected = &mut self.expected[vcpu.index()];
         let Vcpu { hardware, pending, .. } = &self.state.vcpus[vcpu.index()];
         assert_eq!(*pending, Pending::Nothing);
-        let mut whole = registers;
-        hardware.store_registers(&mut whole);
+        for (place, value) in hardware.registers() {
+            whole.as_mut_bytes()[place..place + 8].copy_from_slice(&value.to_le_bytes());
+        }
         assert_eq!(whole.as_bytes(), expected.registers.as_bytes(), "{vcpu:?}'s registers");
         assert_eq!(hardware.event(), expected.first_event(), "{vcpu:?}'s event");
         let at_once = Event(hardware.vmcb.control.event);
@@ -346,10 +347,10 @@ impl Node {
     /// The guest on a core runs, changes its registers and leaves. `interrupted`: an event whose delivery that ended.
     pub fn run(&mut self, core: CoreId, exit_code: u64, exit_info: [u64; 2], interrupted: Event) {
         let vcpu = self.guest(core).expect("a guest runs here");
-        let id = self.id(vcpu);
-        let expected = &mut self.expected[vcpu.index()];
         let mut registers = UserRegisters::ZERO;
         self.random.fill_bytes(registers.as_mut_bytes());
+        self.write(vcpu, |page| page.registers = registers);
+        let expected = &mut self.expected[vcpu.index()];
         self.random.fill_bytes(expected.breakpoints.as_mut_bytes());
         // Not every processor tells of XSETBV.
         if let Some(&xcr0) = [1, 3, 7, 0xe7].get(self.random.next_u32() as usize % 16) {
@@ -357,9 +358,10 @@ impl Node {
         }
         self.m.breakpoints[core.index()] = (expected.breakpoints, expected.xcr0);
         expected.registers = registers;
-        self.state.thread_mut(id).context.registers = registers;
         let hardware = &mut self.state.vcpus[vcpu.index()].hardware;
-        hardware.load_registers(&registers);
+        hardware.load_registers(|place| {
+            u64::from_le_bytes(registers.as_bytes()[place..place + 8].try_into().unwrap())
+        });
         let control = &mut hardware.vmcb.control;
         (control.exit_code, control.exit_info, control.exit_interrupt) =
             (exit_code, exit_info, interrupted.0);
@@ -430,7 +432,7 @@ impl Node {
         if self.state.thread(id).state == ThreadState::Ready {
             let replies = [Syscall::Receive as u64, Syscall::Reply as u64].contains(&r.rax);
             if replies && Label(r.rsi).bytes() <= MAX_MESSAGE_BYTES {
-                self.expect_reply(Token(r.rdi), service);
+                self.expect_reply(Token(r.rdi), service, Label(r.rsi));
             }
             if r.rax == Syscall::VcpuStart as u64 {
                 self.expect_start(id, r.rdi, r.rsi);
@@ -442,7 +444,7 @@ impl Node {
     }
 
     /// What a reply loads, if it is one to an exit.
-    fn expect_reply(&mut self, token: Token, service: ServiceId) {
+    fn expect_reply(&mut self, token: Token, service: ServiceId, label: Label) {
         let waits = |t: &Thread| {
             let awaits = t.state == ThreadState::AwaitingReply { server: service };
             t.token == token && awaits && t.maker == Maker::Exit
@@ -453,6 +455,9 @@ impl Node {
         let expected = &mut self.expected[vcpu.index()];
         let event = page.control.event;
         expected.registers = page.registers;
+        if label.method() == RESUME_AS_BEFORE {
+            return;
+        }
         if !event.is_some() && !expected.event.is_some() {
             expected.interrupt = Event::NONE;
         }

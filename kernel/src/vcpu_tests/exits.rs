@@ -28,7 +28,7 @@ fn a_start_is_an_exit_and_its_reply_is_what_the_guest_begins_with() {
     let save = &n.state.vcpus[0].hardware.vmcb.save;
     assert_eq!((save.rip, save.rax, save.rflags), (0x10_0000, 5, 2));
     assert_eq!((save.cr0, save.efer), (0x8000_0011, 0x1500));
-    assert_eq!(n.thread(V0).context.registers.rsi, 0x9_0000);
+    assert_eq!(n.page(V0).registers.rsi, 0x9_0000);
     assert_eq!(n.state.vcpus[0].extended.xcr0, 7);
     assert_eq!((n.what(V1), n.state.vcpus[0].counters.exits), (ThreadState::Unused, 1));
 }
@@ -327,4 +327,32 @@ fn the_counters_tell_what_a_vcpu_does() {
     assert_eq!(inspect(Inspect::VcpuTime, 1).unwrap()[1..], [0, 1, 0]);
     assert_eq!(inspect(Inspect::Vcpu, 2), Err(Error::NoSuchItem));
     assert_eq!(n.state.vcpus[1].pending, Pending::Nothing);
+}
+
+#[test]
+fn what_an_instruction_did_to_registers_alone_is_taken_over_alone() {
+    let mut n = Node::running(1, 1);
+    // The entry before: a deadline, and an interrupt that waits in the shadow of an STI.
+    n.exit(CORE, code::CPUID, [0; 2]);
+    let due = n.m.now + 1_000;
+    n.write(V0, |page| (page.control.event, page.control.deadline) = (Event::interrupt(0x40), due));
+    n.reply(CORE, V0);
+    n.state.vcpus[0].hardware.vmcb.control.interrupt_shadow = 1;
+    n.exit(CORE, code::CPUID, [0; 2]);
+    let told = n.page(V0).control;
+    n.write(V0, |page| {
+        page.registers.rip += 2;
+        (page.registers.rax, page.registers.rbx) = (7, 8);
+        // None of this counts.
+        page.control =
+            EntryControl { activity: HALT, dirty: DIRTY_SYSTEM, deadline: 0, ..EntryControl::default() };
+    });
+    let token = n.thread(V0).token.0;
+    let page = n.page(V0);
+    n.syscall(CORE, Syscall::Receive, |r| (r.rdi, r.rsi) = (token, Label::new(RESUME_AS_BEFORE, 0).0));
+    assert_eq!(n.guest(CORE), Some(V0));
+    let hardware = &n.state.vcpus[0].hardware;
+    assert_eq!((hardware.vmcb.save.rip, hardware.vmcb.save.rax), (page.registers.rip, 7));
+    assert_eq!((hardware.event(), hardware.vmcb.control.interrupt_shadow), (told.event, 0));
+    assert_eq!(n.thread(V0).deadline, due);
 }

@@ -7,14 +7,14 @@ fn a_miss_asks_the_memorys_owner_and_is_tried_again() {
     let mut n = Node::running(1, 1);
     let (exits, entries) = (n.state.vcpus[0].counters.exits, n.m.guest_entries);
     n.run(CORE, code::NESTED_PAGE_FAULT, [0x14, 0x12_3456], Event::exception(14, Some(2)));
-    let registers = n.thread(V0).context.registers;
+    let registers = n.page(V0).registers;
     n.step(CORE, |state, m, core| state.guest_exit(m, core));
     n.expect_fault(CORE, 0x12_3456, ACCESS_EXECUTE | ACCESS_DELIVERY, 0);
     assert_eq!(n.state.thread(first(MEMORY)).on, n.id(V0));
     assert_eq!(n.state.activity(V0), VcpuActivity::AtExit);
     n.answer(CORE, Label(0));
     assert_eq!((n.guest(CORE), n.m.guest_entries), (Some(V0), entries + 1));
-    assert_eq!(n.thread(V0).context.registers.rbx, registers.rbx);
+    assert_eq!(n.page(V0).registers.rbx, registers.rbx);
     assert_eq!((n.state.vcpus[0].counters.exits, n.state.vcpus[0].counters.faults), (exits, 1));
 }
 

@@ -7,7 +7,7 @@ extern crate std;
 use std::vec::Vec;
 
 use ipc::abi::{FAULT_BIT, GUEST_ZERO};
-use ipc::vcpu::PRIVATE_START;
+use ipc::vcpu::{PRIVATE_START, RESUME_AS_BEFORE};
 use rand::Rng;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use zerocopy::IntoBytes;
@@ -150,7 +150,8 @@ impl Run {
                 }
                 _ => {
                     self.fill_page(vcpu);
-                    self.receive(core, self.n.thread(vcpu).token.0, 0);
+                    let method = if self.chance(25) { RESUME_AS_BEFORE } else { 0 };
+                    self.receive(core, self.n.thread(vcpu).token.0, method);
                 }
             }
             return;

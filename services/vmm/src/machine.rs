@@ -22,7 +22,6 @@ mod walks;
 use alloc::vec::Vec;
 use core::num::NonZeroU64;
 
-use ipc::abi::NEVER;
 use ipc::guest::GuestConfig;
 use ipc::vcpu::{DIRTY_SYSTEM, ExitReason, INTERCEPT_WALKS, PRIVATE_START, PortAccess, VcpuPage};
 
@@ -62,6 +61,8 @@ pub trait Host: GuestMemory {
 pub enum Disposition {
     /// Answer it.
     Resume,
+    /// Answer it with [`ipc::vcpu::RESUME_AS_BEFORE`].
+    ResumeAsBefore,
     /// Keep it: the vCPU waits until it is started.
     Park,
     /// The guest has ended: [`Machine::end`] says how.
@@ -93,8 +94,6 @@ struct Cpu {
     /// The page of a start-up interrupt that came after it.
     start_up: Option<u8>,
     nmi_pending: bool,
-    /// When it comes by itself, in the node's time: the deadline of its last entry.
-    deadline: u64,
     /// The walk cache, when it is on.
     walks: Option<WalkCache>,
     /// Where instructions that exit lie.
@@ -226,7 +225,6 @@ impl Machine {
                 init_pending: false,
                 start_up: None,
                 nmi_pending: false,
-                deadline: NEVER,
                 walks,
                 code: resume::CodeCache::default(),
             });
@@ -317,7 +315,7 @@ impl Machine {
             ExitReason::Cpuid => {
                 self.cpuid(host, vcpu);
                 if self.goes_on(host, vcpu) {
-                    return Disposition::Resume;
+                    return Disposition::ResumeAsBefore;
                 }
             }
             ExitReason::ReadMsr | ExitReason::WriteMsr => self.msr(host, vcpu, reason),

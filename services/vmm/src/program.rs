@@ -4,12 +4,12 @@ use core::fmt::{self, Write};
 use core::num::NonZeroU64;
 use core::time::Duration;
 
-use ipc::abi::{NEVER, RECEIVE_MESSAGES, Token};
+use ipc::abi::{Label, NEVER, RECEIVE_MESSAGES, Token};
 use ipc::guest::AtEnd;
 use ipc::interfaces::ept;
 use ipc::interfaces::vmm::{GuestStatus, INTERFACE, Server, dispatch};
 use ipc::message::{Caller, Message, Refused};
-use ipc::vcpu::ExitReason;
+use ipc::vcpu::{ExitReason, RESUME_AS_BEFORE};
 use rt::capability::{Endpoint, Ports};
 use rt::membership::{self, Membership};
 use rt::page::Page;
@@ -101,8 +101,8 @@ impl Program {
             reply = (Token::NOBODY, Message::default());
             match received {
                 Ok(Received::Message(token, message)) if token.service() == own => {
-                    if self.exit(token, &message) {
-                        reply = (token, Message::default());
+                    if let Some(answer) = self.exit(token, &message) {
+                        reply = (token, answer);
                     }
                 }
                 Ok(Received::Message(token, message)) => {
@@ -133,12 +133,12 @@ impl Program {
         self.membership.due().min(retry)
     }
 
-    /// An exit of a vCPU; whether it is answered now.
+    /// An exit of a vCPU; its answer, when it is answered now.
     #[inline]
-    fn exit(&mut self, token: Token, message: &Message) -> bool {
+    fn exit(&mut self, token: Token, message: &Message) -> Option<Message> {
         let [vcpu, first, second, third] = message.words;
-        let (Some(node), Some(machine)) = (&mut self.node, &mut self.machine) else { return false };
-        let Some(reason) = ExitReason::from_number(message.label.method()) else { return false };
+        let (Some(node), Some(machine)) = (&mut self.node, &mut self.machine) else { return None };
+        let reason = ExitReason::from_number(message.label.method())?;
         // The kernel numbers them.
         let vcpu = usize::try_from(vcpu).unwrap_or(0);
         let disposition = machine.exit(node, vcpu, reason, [first, second, third]);
@@ -147,14 +147,17 @@ impl Program {
             self.due = self.due.min(rt::deadline_in(CONSOLE_RETRY));
         }
         match disposition {
-            Disposition::Resume => true,
+            Disposition::Resume => Some(Message::default()),
+            Disposition::ResumeAsBefore => {
+                Some(Message { label: Label::new(RESUME_AS_BEFORE, 0), ..Message::default() })
+            }
             Disposition::Park => {
                 node.park(vcpu, token);
-                false
+                None
             }
             Disposition::Ended => {
                 self.ended();
-                false
+                None
             }
         }
     }

@@ -19,8 +19,8 @@ const DEBUG: u8 = 1;
 const EFER_LMA: u64 = 1 << 10;
 const SEGMENT_LONG: u32 = 1 << 9;
 const PAGE: u64 = ipc::abi::PAGE_SIZE as u64;
-/// The longest instruction that [`plain_length`] knows.
-const PLAIN: usize = 4;
+/// Bytes of an instruction that are remembered: all of one that [`plain_length`] knows.
+const CACHED: usize = 4;
 /// How soon a vCPU comes again that has something to take and no window tells when it can: an NMI behind another event or in
 /// the handler of another NMI, or an interrupt behind one that is still to be delivered.
 const RETRY_MICROSECONDS: u64 = 50;
@@ -35,8 +35,8 @@ fn earlier(deadline: Option<u64>, other: u64) -> Option<u64> {
     Some(deadline.map_or(other, |due| due.min(other)))
 }
 
-/// Where instructions lie that exit again and again: their guest-physical addresses, by their virtual ones. The bytes there
-/// are compared at each use, so that an old entry costs time and never truth.
+/// Where instructions lie that exit again and again, in long mode: their guest-physical addresses, by their virtual ones. The
+/// bytes there are compared at each use, so that an old entry costs time and never truth.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct CodeCache([Code; 8]);
 
@@ -45,6 +45,11 @@ struct Code {
     rip: u64,
     cr3: u64,
     at: u64,
+    bytes: [u8; CACHED],
+    /// Of the instruction, which these bytes begin with.
+    length: u8,
+    /// The exit that it makes; `None` when there is no instruction.
+    reason: Option<ExitReason>,
 }
 
 impl CodeCache {
@@ -85,15 +90,17 @@ impl Machine {
         let (rip, mode) = (page.registers.rip, page.mode);
         let long = mode.efer & EFER_LMA != 0 && mode.cs_attributes & SEGMENT_LONG != 0;
         if let Some(cpu) = self.cpus.get_mut(vcpu) {
-            let code = cpu.code.entry(rip);
-            let mut bytes = [0; PLAIN];
+            let code = *cpu.code.entry(rip);
+            let mut bytes = [0; CACHED];
             if long
+                && code.reason == Some(reason)
                 && code.rip == rip
                 && code.cr3 == mode.cr3
                 && host.read(GuestPhysAddr(code.at), &mut bytes).is_ok()
-                && let Some(length) = plain_length(reason, &bytes)
+                && bytes == code.bytes
             {
-                self.advance(host, vcpu, u64::from(length));
+                host.page(vcpu).registers.rip = rip.wrapping_add(u64::from(code.length));
+                self.completed(host, vcpu);
                 return true;
             }
         }
@@ -108,13 +115,18 @@ impl Machine {
         let mut view = self.view(host, vcpu, page.mode, page.registers.rflags);
         match emulate::length_of(reason, &emulate::Vcpu::of(&mut page), &mut view) {
             Ok(length) => {
-                if long && rip % PAGE <= PAGE - PLAIN as u64 {
+                if long && usize::from(length) <= CACHED && rip % PAGE <= PAGE - CACHED as u64 {
                     let privilege = Privilege::explicit(&page.mode, page.registers.rflags);
                     let (processor, at) = (self.processor, GuestVirtAddr(rip));
                     let translation =
                         walk::translate(host, processor, &page.mode, privilege, at, Access::Execute);
-                    if let (Ok(translation), Some(cpu)) = (translation, self.cpus.get_mut(vcpu)) {
-                        *cpu.code.entry(rip) = Code { rip, cr3, at: translation.address.0 };
+                    let mut bytes = [0; CACHED];
+                    if let (Ok(translation), Some(cpu)) = (translation, self.cpus.get_mut(vcpu))
+                        && host.read(translation.address, &mut bytes).is_ok()
+                        && plain_length(reason, &bytes) == Some(length)
+                    {
+                        *cpu.code.entry(rip) =
+                            Code { rip, cr3, at: translation.address.0, bytes, length, reason: Some(reason) };
                     }
                 }
                 self.advance(host, vcpu, u64::from(length));
@@ -176,14 +188,13 @@ impl Machine {
     #[inline]
     pub(super) fn goes_on<H: Host>(&mut self, host: &mut H, vcpu: usize) -> bool {
         let Some(cpu) = self.cpus.get(vcpu) else { return false };
-        let control = &mut host.page(vcpu).control;
+        let control = &host.page(vcpu).control;
         let news = control.event.is_some()
             || cpu.phase != Phase::Running
             || cpu.init_pending
             || cpu.nmi_pending
             || cpu.apic.deliverable().is_some()
             || self.end.is_some();
-        control.deadline = cpu.deadline;
         !news
     }
 
@@ -252,7 +263,6 @@ impl Machine {
             }
         }
         control.deadline = deadline.map_or(NEVER, |due| due.min(NEVER - 1));
-        cpu.deadline = control.deadline;
         if control.activity == HALT && !takes && !cpu.nmi_pending && self.all_halted(host, vcpu) {
             return Disposition::Ended;
         }

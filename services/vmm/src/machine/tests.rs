@@ -4,8 +4,8 @@ use std::vec::Vec;
 
 use ipc::abi::{NEVER, PAGE_SIZE};
 use ipc::guest::AtEnd;
-use ipc::vcpu::{EntryControl, Mode, SystemState};
-use zerocopy::FromZeros;
+use ipc::vcpu::{BLOCKED_BY_SHADOW, EntryControl, Mode, SystemState};
+use zerocopy::{FromZeros, IntoBytes};
 
 use super::*;
 use crate::memory::{NotMemory, testing::Ram};
@@ -76,6 +76,13 @@ impl Node {
         if page.control.dirty & DIRTY_SYSTEM != 0 {
             *hardware = page.system;
         }
+        self.entered[vcpu] = page.control;
+        self.leave(vcpu);
+    }
+
+    /// The guest has run, and the page tells what the next exit begins with.
+    fn leave(&mut self, vcpu: usize) {
+        let (page, hardware) = (&mut self.pages[vcpu], &self.hardware[vcpu]);
         page.mode = Mode {
             cr0: hardware.cr0,
             cr3: hardware.cr3,
@@ -85,7 +92,6 @@ impl Node {
             cs_attributes: hardware.cs.attributes.into(),
             cpl: u32::try_from(hardware.cpl).unwrap(),
         };
-        self.entered[vcpu] = page.control;
         let EntryControl { intercepts, blocked, .. } = page.control;
         page.control = EntryControl { deadline: NEVER, intercepts, blocked, ..EntryControl::default() };
         // Nobody may rely on what was not fetched.
@@ -236,9 +242,20 @@ impl Guest {
 
     /// An exit; the vCPU goes on if its exit is answered.
     fn exit(&mut self, vcpu: usize, reason: ExitReason, words: [u64; 3]) -> Disposition {
+        let told = self.node.pages[vcpu].control;
         let disposition = self.machine.exit(&mut self.node, vcpu, reason, words);
-        if disposition == Disposition::Resume {
-            self.node.enter(vcpu);
+        match disposition {
+            Disposition::Resume => self.node.enter(vcpu),
+            Disposition::ResumeAsBefore => {
+                let page = &mut self.node.pages[vcpu];
+                let rest = |control: EntryControl| EntryControl { blocked: 0, ..control };
+                assert_eq!(rest(page.control).as_bytes(), rest(told).as_bytes(), "nothing to take over");
+                page.control.blocked = told.blocked & !BLOCKED_BY_SHADOW;
+                self.node.entered[vcpu] =
+                    EntryControl { deadline: self.node.entered[vcpu].deadline, ..page.control };
+                self.node.leave(vcpu);
+            }
+            Disposition::Park | Disposition::Ended => {}
         }
         disposition
     }
@@ -256,7 +273,8 @@ impl Guest {
     /// The vCPU executes an instruction that exits; how far RIP went.
     fn execute(&mut self, vcpu: usize, reason: ExitReason, code: &[u8]) -> u64 {
         let rip = self.load(vcpu, code);
-        assert_eq!(self.exit(vcpu, reason, [0; 3]), Disposition::Resume);
+        let disposition = self.exit(vcpu, reason, [0; 3]);
+        assert!(matches!(disposition, Disposition::Resume | Disposition::ResumeAsBefore));
         self.node.pages[vcpu].registers.rip - rip
     }
 

@@ -164,7 +164,7 @@ fn exits(seed: u64, count: usize, walks: Walks) -> BTreeMap<&'static str, usize>
         }
         assert!(guest.node.kicks.iter().all(|&kicked| kicked != vcpu && kicked < parked.len()));
         match disposition {
-            Disposition::Resume => {
+            Disposition::Resume | Disposition::ResumeAsBefore => {
                 let entered = guest.node.entered[vcpu];
                 assert!(guest.machine.end().is_none());
                 assert!(entered.window < 4);
