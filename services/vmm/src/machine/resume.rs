@@ -229,7 +229,8 @@ impl Machine {
         }
         let timebase = self.timebase;
         let retry = || node_now.saturating_add(timebase.ticks_at(RETRY_MICROSECONDS, 1_000_000));
-        let mut wakes = control.event.is_some();
+        // An interrupt that waits wakes nobody who does not take it.
+        let mut wakes = goes_first(control.event) || control.event.is_some() && takes;
         if cpu.nmi_pending {
             if goes_first(control.event) || control.blocked & (BLOCKED_BY_SHADOW | BLOCKED_BY_NMI) != 0 {
                 control.window |= WINDOW_NMI;

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::vec::Vec;
 
-use ipc::vcpu::{Event, HALT};
+use ipc::vcpu::{Event, EventKind, HALT};
 use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use zerocopy::IntoBytes;
 
-use super::{CODE, Disposition, ExitReason, FIXED, Guest, ICR, INIT, NMI, START_UP, Walks};
+use super::{CODE, Disposition, ExitReason, FIXED, Guest, ICR, INIT, NMI, RFLAGS_IF, START_UP, Walks};
 
 /// What comes of exits.
 const KINDS: [&str; 4] = ["resumed", "parked", "started", "ended"];
@@ -168,7 +168,9 @@ fn exits(seed: u64, count: usize, walks: Walks) -> BTreeMap<&'static str, usize>
                 let entered = guest.node.entered[vcpu];
                 assert!(guest.machine.end().is_none());
                 assert!(entered.window < 4);
-                assert!(entered.activity != HALT || !entered.event.is_some(), "{entered:?}");
+                let takes = guest.node.pages[vcpu].registers.rflags & RFLAGS_IF != 0;
+                let waits = entered.event.kind() == Some(EventKind::Interrupt) && !takes;
+                assert!(entered.activity != HALT || !entered.event.is_some() || waits, "{entered:?}");
                 *seen.entry("resumed").or_insert(0) += 1;
             }
             Disposition::Park => {

@@ -102,6 +102,20 @@ fn an_nmi_goes_before_an_interrupt_that_waits() {
 }
 
 #[test]
+fn a_halt_with_interrupts_off_ends_with_an_nmi_alone() {
+    let mut guest = Guest::running(2, Walks::Nested);
+    guest.set_rflags(0, 0);
+    guest.node.pages[0].control.event = Event::interrupt(0x40);
+    guest.execute(0, ExitReason::Halt, HLT);
+    let entered = guest.node.entered[0];
+    assert_eq!((entered.activity, entered.event), (HALT, Event::interrupt(0x40)));
+    guest.send(1, 0, NMI);
+    guest.node.pages[0].control.event = Event::interrupt(0x40);
+    let entered = guest.kicked(0);
+    assert_eq!((entered.activity, entered.event), (0, Event::nmi()));
+}
+
+#[test]
 fn a_device_is_reached_while_an_interrupt_waits_and_not_from_its_delivery() {
     let mut guest = with_one_that_waits();
     guest.load(0, &[0x8b, 0x03]);
