@@ -198,6 +198,20 @@ pub const SCENARIOS: &[Scenario] = &[
         }),
         ..WITH_GUEST
     },
+    Scenario {
+        name: "guest-most-cpus",
+        guest: Some(Guest {
+            cpus: Some(64),
+            steps: &[
+                Step::See(GREETING),
+                Step::Run { command: "echo cpus=$(nproc)", prints: &["cpus=64"], status: 0 },
+                Step::See(PROMPT),
+                Step::Type("poweroff\n"),
+            ],
+            ..GUEST
+        }),
+        ..WITH_GUEST
+    },
     kit("guest-kit-1", 1, false),
     kit("guest-kit-2", 2, false),
     kit("guest-kit-4", 4, false),
