@@ -190,7 +190,7 @@ pub const GUEST_ACCESS_WRITE: u64 = 2;
 /// [`Syscall::GuestMap`]: the frames are zeroed first.
 pub const GUEST_ZERO: u64 = 4;
 /// The most pages that one [`Syscall::GuestMap`] zeroes.
-pub const MAX_ZERO_PAGES: u64 = 16;
+pub const MAX_ZERO_PAGES: u64 = 32;
 /// The most pages of one [`Syscall::GuestMap`].
 pub const MAX_MAP_PAGES: u64 = 512;
 

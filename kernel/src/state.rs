@@ -22,6 +22,9 @@ use crate::table::Table;
 use crate::thread::{Maker, Queued, Thread, ThreadState};
 use crate::vcpu::Vcpu;
 
+/// Turns between two looks of the timer at a vCPU for whose core nobody waits. Each is an exit of the guest's.
+const TURNS_ALONE: u64 = 5;
+
 /// Events that the kernel counts for [`ipc::abi::Inspect::Calls`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CallCounters {
@@ -258,9 +261,16 @@ impl State {
         if let Some(id) = this.current {
             let thread = &self.threads[id.index()];
             let budget = self.services[thread.service.index()].budget;
-            let left =
-                if thread.vcpu.is_some() { self.turn } else { budget.saturating_sub(thread.activation) };
-            due = due.min(now.saturating_add(left.min(self.turn)));
+            // Nobody waits for the end of its turn: it only has a server that a vCPU calls counted now and then.
+            let alone = thread.vcpu.is_some() && this.queue.first().is_none();
+            let left = if alone {
+                TURNS_ALONE * self.turn
+            } else if thread.vcpu.is_some() {
+                self.turn
+            } else {
+                self.turn.min(budget.saturating_sub(thread.activation))
+            };
+            due = due.min(now.saturating_add(left));
         }
         if due < this.armed {
             self.cores[core.index()].armed = due;
