@@ -6,6 +6,7 @@
 //! * [`around`]: how many pages a first write materialises.
 //! * [`fault`]: a fault's message and its answer.
 //! * [`space`]: what is asked of the kernel.
+//! * [`coherence`]: which node has which page, once there are several.
 //!
 //! All of it is safe code that makes no call of the kernel; the program adds the calls and the loop. There is one node: no
 //! page comes from another or goes there.
@@ -17,6 +18,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod around;
+pub mod coherence;
 pub mod fault;
 pub mod frames;
 pub mod layout;
