@@ -11,6 +11,7 @@
 //! * [`member`]: the other half, a node that wants pages ([`fault`]), has some ([`demand`]), or has too many ([`evict`]).
 //! * [`hold`]: how long a page stays at least.
 //! * [`message`]: what nodes say to each other.
+//! * [`profile`]: which pages and instructions have the most faults; the service tells it of each.
 //!
 //! All tables are made at the start. Invariants, which the tests check after each step: one page is in transit for one
 //! transaction at a time; frames that are free, set aside, or hold a page are together as many as at the start.
@@ -30,6 +31,7 @@ pub mod member;
 pub mod message;
 pub mod node;
 pub mod post;
+pub mod profile;
 pub mod word;
 
 #[cfg(test)]
