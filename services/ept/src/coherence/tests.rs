@@ -2,6 +2,7 @@
 
 mod directed;
 mod model;
+mod simulator;
 
 use std::hash::{Hash, Hasher};
 use std::vec::Vec;
