@@ -1,6 +1,7 @@
 //! A node with everything round it but the network, for tests; and the tests.
 
 mod directed;
+mod hostile;
 mod model;
 mod simulator;
 
