@@ -125,10 +125,10 @@ impl Holds {
         self.held.iter().any(|hold| hold.page == page && now < hold.due())
     }
 
-    /// Whether anything is remembered of the page.
+    /// Whether a waiter still needs the page. Hold time alone does not count: it is this node that gains by it.
     #[must_use]
-    pub fn has(&self, page: Page) -> bool {
-        self.held.iter().any(|hold| hold.page == page)
+    pub fn is_needed(&self, page: Page) -> bool {
+        self.held.iter().any(|hold| hold.page == page && hold.waiters != 0)
     }
 
     /// Puts a demand for a page that is held off; `false` when there is one already.
@@ -149,10 +149,11 @@ impl Holds {
         Some(self.remove(page))
     }
 
-    /// When the next page is let go that somebody waits for.
+    /// When the next page is let go that somebody waits for; `None` while that does not depend on time.
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
-        self.held.iter().filter(|hold| hold.demand.is_some()).map(Hold::due).min()
+        let due = self.held.iter().filter(|hold| hold.demand.is_some()).map(Hold::due).min()?;
+        if due == u64::MAX { None } else { Some(due) }
     }
 
     /// Whether nothing is put off.

@@ -187,7 +187,7 @@ impl Member {
     pub(super) fn may_go(&self, page: Page) -> bool {
         let is_wanted = |slot: &Slot| slot.phase != Phase::Idle && slot.page == page;
         !self.slots.iter().any(is_wanted)
-            && !self.holds.has(page)
+            && !self.holds.is_needed(page)
             && !self.demands.iter().flatten().any(|demand| demand.page == page)
     }
 

@@ -239,15 +239,10 @@ impl Site {
 
     /// Lets time pass until something is to be done, if there is such a time.
     pub fn wait(&mut self) {
-        if let Some(deadline) = self.deadline() {
+        if let Some(deadline) = self.coherence.deadline() {
             self.now = deadline;
             self.coherence.tick(&mut self.around, deadline);
         }
-    }
-
-    /// When something is to be done by the clock alone.
-    pub fn deadline(&self) -> Option<u64> {
-        self.coherence.deadline().filter(|deadline| *deadline != u64::MAX)
     }
 
     /// Carries out an operation that cannot be carried out.

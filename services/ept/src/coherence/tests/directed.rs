@@ -239,11 +239,11 @@ fn a_vcpu_that_does_not_run_keeps_a_page_up_to_the_limit() {
     assert_eq!(cluster.fault(0, 0, WRITE).0, Outcome::Granted);
     cluster.0[1].fault(0, Page(0), WRITE).unwrap();
     cluster.settle();
-    assert_eq!((cluster.0[0].around.views[0], cluster.0[0].deadline()), (View::Write, Some(5_000)));
+    assert_eq!((cluster.0[0].around.views[0], cluster.0[0].coherence.deadline()), (View::Write, Some(5_000)));
     cluster.0[0].wait();
     cluster.settle();
     assert_eq!(cluster.0[1].around.resumed.pop(), Some((Waiter(0), Outcome::Granted)));
-    assert_eq!(cluster.0[0].deadline(), None);
+    assert_eq!(cluster.0[0].coherence.deadline(), None);
 }
 
 #[test]

@@ -167,7 +167,10 @@ impl Setting {
     /// Whether nothing happens any more unless a vCPU chooses.
     fn is_quiet(world: &World) -> bool {
         world.network.is_empty()
-            && world.sites.iter().all(|site| site.around.operations.is_empty() && site.deadline().is_none())
+            && world
+                .sites
+                .iter()
+                .all(|site| site.around.operations.is_empty() && site.coherence.deadline().is_none())
             && !world.vcpus.iter().any(|vcpu| matches!(vcpu.state, State::Resumed(..)))
     }
 }
@@ -215,7 +218,7 @@ impl Model for Setting {
         for (number, site) in world.sites.iter().enumerate() {
             let can = (0..site.around.operations.len()).filter(|index| site.can_perform(*index));
             actions.extend(can.map(|index| Action::Perform(number, index)));
-            actions.extend(site.deadline().map(|_| Action::Wait(number)));
+            actions.extend(site.coherence.deadline().map(|_| Action::Wait(number)));
         }
     }
 

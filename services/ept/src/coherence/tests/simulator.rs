@@ -222,7 +222,7 @@ impl Simulator {
         let sent = std::mem::take(&mut site.around.sent);
         let operations = std::mem::take(&mut site.around.operations);
         let resumed = std::mem::take(&mut site.around.resumed);
-        let deadline = site.deadline();
+        let deadline = site.coherence.deadline();
         for (to, letter) in sent {
             let is_page = letter.1.is_some();
             let bytes = HEADER_BYTES + letter.0.encode().1 + if is_page { PAGE_BYTES } else { 0 };
@@ -327,6 +327,20 @@ fn a_few_nodes_and_many_seeds() {
         let config = Config { frames, spare_frames: 4, ..roomy(MIXED_PAGES) };
         Simulator::new(seed, nodes, config, 400, mixed)
             .run(&std::format!("mixed, {nodes} nodes, seed {seed}"));
+    }
+}
+
+#[test]
+fn words_that_do_not_name_all_readers() {
+    // Enough nodes for coarse words, and so few pages that each is read, upgraded, written and evicted all the time.
+    let few = |_, _, random: &mut ChaCha8Rng| {
+        Instruction::new(random.random_range(0..4), access(random.random_range(0..20) == 0))
+    };
+    for seed in 0..40 {
+        let frames = if seed % 2 == 0 { 2 } else { 4 };
+        let config = Config { frames, ..roomy(4) };
+        Simulator::new(seed, 50, config, 40, few)
+            .run(&std::format!("few pages, 50 nodes of {frames} frames, seed {seed}"));
     }
 }
 
