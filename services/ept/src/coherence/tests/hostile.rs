@@ -269,3 +269,24 @@ fn what_was_sent_once_has_no_effect_the_second_time() {
         assert!(sites.iter().any(|site| site.coherence.errors().get(error) > 0), "{error:?}");
     }
 }
+
+#[test]
+fn who_was_not_asked_cannot_acknowledge() {
+    let nodes = NodeCount::new(4).unwrap();
+    let mut site = Site::new(config(1, 4, 1, 1));
+    site.fault(0, Page(0), Access::Write).unwrap();
+    let (_, (request, _)) = site.around.sent[0];
+    let acknowledgement = (Message { kind: Kind::Ack, ..request }, None);
+    // Before it is known who acknowledges both are heeded; then one turns out to be wrong.
+    site.receive(NodeId(2), acknowledgement).unwrap();
+    site.receive(NodeId(3), acknowledgement).unwrap();
+    assert_eq!(site.receive(NodeId(3), acknowledgement), Err(Error::NotAsked));
+    let readers = Readers::EMPTY.with(NodeId(0), nodes).with(NodeId(2), nodes);
+    let grant = Message { kind: Kind::Zero, access: Access::Write, readers, ..request };
+    site.receive(NodeId(0), (grant, None)).unwrap();
+    assert_eq!(site.receive(NodeId(0), (grant, None)), Err(Error::Unexpected));
+    assert_eq!(site.receive(NodeId(3), acknowledgement), Err(Error::NotAsked));
+    assert_eq!((site.coherence.errors().get(Error::NotAsked), site.around.operations.len()), (3, 0));
+    site.receive(NodeId(0), acknowledgement).unwrap();
+    assert_eq!(site.around.operations.len(), 1);
+}

@@ -40,6 +40,9 @@ enum Event {
 const HEADER_BYTES: usize = ipc::wire::HEADER_BYTES;
 const PAGE_BYTES: usize = ipc::abi::PAGE_SIZE;
 
+/// More events than any of these runs has.
+const MOST_EVENTS: u64 = 10_000_000;
+
 /// What was seen. Times are in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Seen {
@@ -114,6 +117,7 @@ impl Simulator {
     /// Runs until nothing happens any more, and checks that all is done then.
     pub fn run(mut self, name: &str) -> (Seen, Self) {
         while let Some(((time, _), event)) = self.events.pop_first() {
+            assert!(self.number < MOST_EVENTS, "it goes on for ever");
             self.now = time;
             self.happen(event);
         }
