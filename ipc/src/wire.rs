@@ -9,8 +9,10 @@
 //!
 //! Both checksums are CRC-32C. The headers have one of their own, Ethernet's included, so that they are judged without
 //! touching the page. A frame with a key other than [`KEY_NONE`] is for authenticated encryption: its tag takes the
-//! place of the two checksums ([`UnumHeader::integrity`]), and class, source, incarnation, sequence and transmission
-//! make its nonce, which no two frames under one key share. Until keys exist such a frame is refused.
+//! place of the two checksums ([`UnumHeader::integrity`]), and class, source, epoch, sequence and transmission make
+//! its nonce, which no two frames under one key share. Until keys exist such a frame is refused.
+//!
+//! No field says which life of its source a frame is from: a cluster's epoch names the lives of all its members.
 //!
 //! What a frame says is a claim: [`FrameHeader::parse`] checks its form, [`FrameHeader::check_address`] whether it
 //! is meant for this node.
@@ -20,7 +22,7 @@ mod crc;
 use core::fmt;
 
 use zerocopy::byteorder::big_endian::U16 as BigU16;
-use zerocopy::little_endian::{U16, U32};
+use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::abi::PAGE_SIZE;
@@ -30,7 +32,7 @@ pub use crc::crc32c;
 /// The EtherType of our frames: IEEE 802's local experimental 1.
 pub const ETHER_TYPE: u16 = 0x88b5;
 /// The version of the header that this describes.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// The shortest payload in bytes of a frame that has one; what says less is padded by its sender.
 pub const MIN_PAYLOAD: usize = 8;
 /// The longest payload in bytes: one page.
@@ -41,8 +43,8 @@ pub const HEADER_BYTES: usize = size_of::<FrameHeader>();
 pub const PAGE_MTU: usize = size_of::<UnumHeader>() + MAX_PAYLOAD;
 /// The shortest Ethernet frame in bytes, without its checksum; a sender or a card pads shorter ones with anything.
 pub const MIN_ETHERNET: usize = 60;
-/// The node number that stands for all nodes; never a source.
-pub const ALL_NODES: u16 = 0xffff;
+/// The number that no node has: it can never be a source.
+pub const NO_NODE: u16 = 0xffff;
 /// The Ethernet address that stands for all stations.
 pub const ALL_STATIONS: MacAddress = MacAddress([0xff; 6]);
 /// [`UnumHeader::key`] of a frame that is not encrypted.
@@ -88,30 +90,27 @@ pub struct EthernetHeader {
 pub struct UnumHeader {
     /// [`VERSION`].
     pub version: u8,
-    /// A [`Kind`].
-    pub kind: u8,
-    /// A [`Class`].
-    pub class: u8,
     /// Which key encrypts it; [`KEY_NONE`].
     pub key: u8,
+    /// Bits 0 to 3: a [`Kind`]. Bits 4 and 5: its [`Class`]. Bits 6 and 7: the class that it acknowledges.
+    pub kind: u8,
+    /// Which transmission of this sequence number it is, from 0.
+    pub transmission: u8,
     /// The cluster: frames of other clusters on the same wire are none of ours.
-    pub cluster: U32,
+    pub cluster: U16,
     /// The epoch of the membership that the sender acts in.
     pub epoch: U32,
     /// The sending node.
     pub source: U16,
-    /// The node it is for, or [`ALL_NODES`].
-    pub destination: U16,
-    /// Which life of the sending node: another number after each start.
-    pub incarnation: U16,
-    /// Bytes of payload: none, or [`MIN_PAYLOAD`] to [`MAX_PAYLOAD`].
-    pub payload_bytes: U16,
-    /// The number of this message among those of its source, class and incarnation.
+    /// Bits 0 to 12: bytes of payload, none, or [`MIN_PAYLOAD`] to [`MAX_PAYLOAD`]. Bits 13 and 14: which fragment of
+    /// a page. Bit 15: more fragments follow.
+    pub extent: U16,
+    /// The number of this frame among those of its class from this life of its source.
     pub sequence: U32,
-    /// The sequence number it answers or acknowledges.
+    /// The next sequence number that the sender expects in the acknowledged class.
     pub acknowledgement: U32,
-    /// Which transmission of this sequence number it is, from 0.
-    pub transmission: U16,
+    /// Eight bytes that belong to the message and are delivered with it; other kinds have other uses.
+    pub tag: U64,
     /// CRC-32C of both headers with this field as zero, then CRC-32C of the payload; with a key, the authentication
     /// tag.
     pub integrity: [U32; 2],
@@ -131,25 +130,48 @@ const _: () = assert!(size_of::<EthernetHeader>() == 14);
 const _: () = assert!(size_of::<UnumHeader>() == 38);
 const _: () = assert!(size_of::<FrameHeader>() == 52);
 const _: () = assert!(core::mem::offset_of!(UnumHeader, cluster) == 4);
-const _: () = assert!(core::mem::offset_of!(UnumHeader, source) == 12);
-const _: () = assert!(core::mem::offset_of!(UnumHeader, payload_bytes) == 18);
-const _: () = assert!(core::mem::offset_of!(UnumHeader, sequence) == 20);
+const _: () = assert!(core::mem::offset_of!(UnumHeader, epoch) == 6);
+const _: () = assert!(core::mem::offset_of!(UnumHeader, extent) == 12);
+const _: () = assert!(core::mem::offset_of!(UnumHeader, sequence) == 14);
+const _: () = assert!(core::mem::offset_of!(UnumHeader, tag) == 22);
 const _: () = assert!(core::mem::offset_of!(UnumHeader, integrity) == 30);
+
+/// Bits of [`UnumHeader::extent`] that count bytes.
+const EXTENT_BYTES: u16 = 0x1fff;
+/// Where in [`UnumHeader::extent`] the fragment's number begins.
+const EXTENT_FRAGMENT: u32 = 13;
+/// The bit of [`UnumHeader::extent`] that says that more fragments follow.
+const EXTENT_MORE: u16 = 1 << 15;
 // A payload length fits its field.
-const _: () = assert!(MAX_PAYLOAD <= u16::MAX as usize);
+const _: () = assert!(MAX_PAYLOAD <= EXTENT_BYTES as usize);
+/// The most fragments of a page.
+pub const MAX_FRAGMENTS: usize = 4;
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]
 pub enum Kind {
-    /// "This node is here, at this Ethernet address": no payload.
+    /// "This node is here, at this Ethernet address": no payload; the tag is the incarnation.
     Announce = 1,
     /// Asks for the same payload back.
     EchoRequest = 2,
     /// What the request whose sequence number is the acknowledgement asked for.
     Reply = 3,
-    /// Asks for a page that is filled by the request's source, incarnation and sequence number: no payload.
+    /// Asks for a page that is filled from the seed in the tag: no payload.
     PageRequest = 4,
+    /// What a node is and which membership it knows; the sequence counts such frames of one life.
+    Hello = 5,
+    /// A message, or a fragment of one: delivered once and in order.
+    Data = 6,
+    /// What came of a class: the acknowledgement, in the tag the bits of what came after it, in the sequence the
+    /// first number that may not be sent yet.
+    Acknowledge = 7,
+    /// Asks for an acknowledgement of the class.
+    Probe = 8,
+    /// Asks what time it is; the sequence is the answer's.
+    ClockRequest = 9,
+    /// The time of the request's arrival in the tag, and how much later the answer left in the acknowledgement.
+    ClockReply = 10,
 }
 
 impl Kind {
@@ -161,31 +183,62 @@ impl Kind {
             2 => Some(Self::EchoRequest),
             3 => Some(Self::Reply),
             4 => Some(Self::PageRequest),
+            5 => Some(Self::Hello),
+            6 => Some(Self::Data),
+            7 => Some(Self::Acknowledge),
+            8 => Some(Self::Probe),
+            9 => Some(Self::ClockRequest),
+            10 => Some(Self::ClockReply),
             _ => None,
         }
     }
 }
 
-/// How urgent a frame is: one class never waits for another.
+/// The number of classes.
+pub const CLASSES: usize = 4;
+
+/// How urgent a frame is, the most urgent first: one class never waits for another.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]
 pub enum Class {
-    /// Short messages.
+    /// Short messages that others wait for: invalidations, their acknowledgements, interrupts.
     Control = 0,
-    /// Page contents.
-    Bulk = 1,
+    /// Questions: what their answers say goes in the other classes.
+    Request = 1,
+    /// Page contents that a processor waits for.
+    Page = 2,
+    /// Contents that nobody waits for at once: evicted pages, moves, disks.
+    Bulk = 3,
 }
 
 impl Class {
-    /// The class with this number.
+    /// All of them, the most urgent first.
+    pub const ALL: [Self; CLASSES] = [Self::Control, Self::Request, Self::Page, Self::Bulk];
+
+    /// The class in two bits of a number.
     #[must_use]
-    pub const fn from_number(number: u8) -> Option<Self> {
-        match number {
-            0 => Some(Self::Control),
-            1 => Some(Self::Bulk),
-            _ => None,
+    pub const fn from_bits(number: u8) -> Self {
+        match number & 3 {
+            0 => Self::Control,
+            1 => Self::Request,
+            2 => Self::Page,
+            _ => Self::Bulk,
         }
     }
+}
+
+/// Which part of a page a frame carries.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Fragment {
+    /// Its place, from 0 and below [`MAX_FRAGMENTS`].
+    pub index: u8,
+    /// Whether none follows.
+    pub last: bool,
+}
+
+impl Fragment {
+    /// A whole message.
+    pub const WHOLE: Self = Self { index: 0, last: true };
 }
 
 /// What is wrong with a frame: the first wrong field, in the order of the checks.
@@ -208,9 +261,7 @@ pub enum WireError {
     HeaderChecksum,
     /// No [`Kind`] has this number.
     Kind(u8),
-    /// No [`Class`] has this number.
-    Class(u8),
-    /// The source is [`ALL_NODES`].
+    /// The source is [`NO_NODE`].
     Source(u16),
     /// The payload length is none that a frame can have, or not what came.
     PayloadLength {
@@ -222,11 +273,11 @@ pub enum WireError {
     /// The payload's checksum does not fit the payload.
     PayloadChecksum,
     /// Another cluster's.
-    Cluster(u32),
+    Cluster(u16),
     /// Of another epoch.
     Epoch(u32),
-    /// For another node.
-    Destination(u16),
+    /// For another station.
+    Destination(MacAddress),
     /// It says that it comes from this very node.
     OwnSource,
 }
@@ -241,7 +292,6 @@ impl fmt::Display for WireError {
             Self::Key(value) => write!(f, "unknown key {value}"),
             Self::HeaderChecksum => f.write_str("header checksum"),
             Self::Kind(value) => write!(f, "unknown kind {value}"),
-            Self::Class(value) => write!(f, "unknown class {value}"),
             Self::Source(value) => write!(f, "source node {value}"),
             Self::PayloadLength { said, there } => {
                 write!(f, "payload length {said}, but {there} bytes came")
@@ -249,7 +299,7 @@ impl fmt::Display for WireError {
             Self::PayloadChecksum => f.write_str("payload checksum"),
             Self::Cluster(value) => write!(f, "cluster {value}"),
             Self::Epoch(value) => write!(f, "epoch {value}"),
-            Self::Destination(value) => write!(f, "for node {value}"),
+            Self::Destination(value) => write!(f, "for {value}"),
             Self::OwnSource => f.write_str("own node number as source"),
         }
     }
@@ -262,10 +312,16 @@ impl core::error::Error for WireError {}
 pub struct Parsed {
     /// The Ethernet address it came from.
     pub from: MacAddress,
+    /// The Ethernet address it is for.
+    pub to: MacAddress,
     /// What it is.
     pub kind: Kind,
     /// How urgent.
     pub class: Class,
+    /// The class that it acknowledges.
+    pub acknowledged: Class,
+    /// Which part of a message it carries.
+    pub fragment: Fragment,
     /// Bytes of payload, all of which came.
     pub payload_bytes: usize,
     /// What [`crc32c`] over the payload must be.
@@ -278,12 +334,12 @@ pub struct Parsed {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Identity {
     /// The cluster.
-    pub cluster: u32,
+    pub cluster: u16,
     /// The epoch of the membership.
     pub epoch: u32,
-    /// The node's number, not [`ALL_NODES`].
+    /// The node's number, not [`NO_NODE`].
     pub node: u16,
-    /// Which life of the node.
+    /// Which life of the node: another number after each start.
     pub incarnation: u16,
 }
 
@@ -294,46 +350,77 @@ pub struct Message {
     pub kind: Kind,
     /// How urgent.
     pub class: Class,
-    /// Its number.
-    pub sequence: u32,
-    /// What it answers.
-    pub acknowledgement: u32,
+    /// The class that it acknowledges.
+    pub acknowledged: Class,
+    /// Which transmission of it this is, from 0.
+    pub transmission: u8,
+    /// Which part of a message it carries.
+    pub fragment: Fragment,
     /// Bytes of payload: none, or [`MIN_PAYLOAD`] to [`MAX_PAYLOAD`].
     pub payload_bytes: u16,
-    /// [`crc32c`] of the payload; of no bytes, 0.
-    pub payload_checksum: u32,
+    /// Its number.
+    pub sequence: u32,
+    /// What it answers or acknowledges.
+    pub acknowledgement: u32,
+    /// What goes with it.
+    pub tag: u64,
+}
+
+impl Message {
+    /// A whole message without payload, number and tag, transmitted for the first time.
+    #[must_use]
+    pub const fn new(kind: Kind, class: Class) -> Self {
+        Self {
+            kind,
+            class,
+            acknowledged: class,
+            transmission: 0,
+            fragment: Fragment::WHOLE,
+            payload_bytes: 0,
+            sequence: 0,
+            acknowledgement: 0,
+            tag: 0,
+        }
+    }
 }
 
 impl FrameHeader {
-    /// The headers of a first transmission from `identity` at `from` to the node `destination` at `to`.
+    /// The headers of a frame from `identity` at `from` to `to`, not yet [sealed](Self::seal).
     #[must_use]
-    pub fn new(
-        identity: Identity,
-        from: MacAddress,
-        destination: u16,
-        to: MacAddress,
-        message: Message,
-    ) -> Self {
+    pub fn new(identity: Identity, from: MacAddress, to: MacAddress, message: Message) -> Self {
+        let Message { kind, class, acknowledged, fragment, .. } = message;
+        let more = if fragment.last { 0 } else { EXTENT_MORE };
         let unum = UnumHeader {
             version: VERSION,
-            kind: message.kind as u8,
-            class: message.class as u8,
             key: KEY_NONE,
+            kind: kind as u8 | (class as u8) << 4 | (acknowledged as u8) << 6,
+            transmission: message.transmission,
             cluster: identity.cluster.into(),
             epoch: identity.epoch.into(),
             source: identity.node.into(),
-            destination: destination.into(),
-            incarnation: identity.incarnation.into(),
-            payload_bytes: message.payload_bytes.into(),
+            extent: (message.payload_bytes | u16::from(fragment.index) << EXTENT_FRAGMENT | more).into(),
             sequence: message.sequence.into(),
             acknowledgement: message.acknowledgement.into(),
-            transmission: 0.into(),
+            tag: message.tag.into(),
             integrity: [U32::ZERO; 2],
         };
         let ethernet = EthernetHeader { destination: to, source: from, ether_type: BigU16::new(ETHER_TYPE) };
-        let mut header = Self { ethernet, unum };
-        header.unum.integrity = [header.checksum().into(), message.payload_checksum.into()];
-        header
+        Self { ethernet, unum }
+    }
+
+    /// The same with both checksums; `payload_checksum` is [`crc32c`] of the payload, of no bytes 0.
+    #[must_use]
+    pub fn seal(mut self, payload_checksum: u32) -> Self {
+        self.unum.integrity = [self.checksum().into(), payload_checksum.into()];
+        self
+    }
+
+    /// The CRC-32C of both headers with [`UnumHeader::integrity`] as zero.
+    #[must_use]
+    pub fn checksum(&self) -> u32 {
+        let mut header = *self;
+        header.unum.integrity = [U32::ZERO; 2];
+        crc32c(0, header.as_bytes())
     }
 
     /// Checks the form of a frame of which `total_bytes` came, headers included, and whose first bytes are `bytes`.
@@ -361,51 +448,68 @@ impl FrameHeader {
         if header.checksum() != header_checksum {
             return Err(WireError::HeaderChecksum);
         }
-        let kind = Kind::from_number(unum.kind).ok_or(WireError::Kind(unum.kind))?;
-        let class = Class::from_number(unum.class).ok_or(WireError::Class(unum.class))?;
-        if unum.source.get() == ALL_NODES {
-            return Err(WireError::Source(ALL_NODES));
+        let kind = Kind::from_number(unum.kind & 0xf).ok_or(WireError::Kind(unum.kind))?;
+        if unum.source.get() == NO_NODE {
+            return Err(WireError::Source(NO_NODE));
         }
-        let said = usize::from(unum.payload_bytes.get());
+        let extent = unum.extent.get();
+        let said = usize::from(extent & EXTENT_BYTES);
         let padded = there > said && total_bytes <= MIN_ETHERNET;
         let allowed = said == 0 || (MIN_PAYLOAD..=MAX_PAYLOAD).contains(&said);
         if !allowed || (there != said && !padded) {
             return Err(WireError::PayloadLength { said, there });
         }
-        Ok(Parsed { from: ethernet.source, kind, class, payload_bytes: said, payload_checksum, header: unum })
-    }
-}
-
-impl FrameHeader {
-    /// The CRC-32C of both headers with [`UnumHeader::integrity`] as zero.
-    #[must_use]
-    pub fn checksum(&self) -> u32 {
-        let mut header = *self;
-        header.unum.integrity = [U32::ZERO; 2];
-        crc32c(0, header.as_bytes())
+        let [_, high] = extent.to_le_bytes();
+        let fragment = Fragment { index: high >> 5 & 3, last: extent & EXTENT_MORE == 0 };
+        Ok(Parsed {
+            from: ethernet.source,
+            to: ethernet.destination,
+            kind,
+            class: Class::from_bits(unum.kind >> 4),
+            acknowledged: Class::from_bits(unum.kind >> 6),
+            fragment,
+            payload_bytes: said,
+            payload_checksum,
+            header: unum,
+        })
     }
 }
 
 impl Parsed {
-    /// Whether the frame is for the node `identity`, or for all nodes of its cluster and epoch.
+    /// Whether the frame is for the node `identity` at `mac`, or for all of its cluster and epoch.
     ///
     /// # Errors
-    /// [`WireError::Cluster`], [`WireError::Epoch`], [`WireError::Destination`], [`WireError::OwnSource`].
-    pub fn check_address(&self, identity: &Identity) -> Result<(), WireError> {
-        let UnumHeader { cluster, epoch, source, destination, .. } = self.header;
+    /// [`WireError::Epoch`], and those of [`Parsed::check_station`].
+    pub fn check_address(&self, identity: &Identity, mac: MacAddress) -> Result<(), WireError> {
+        self.check_station(identity, mac)?;
+        self.check_epoch(identity.epoch)
+    }
+
+    /// Whether the frame is for the node `identity` at `mac`, or for all of its cluster, in whatever epoch.
+    ///
+    /// # Errors
+    /// [`WireError::Cluster`], [`WireError::Destination`], [`WireError::OwnSource`].
+    pub fn check_station(&self, identity: &Identity, mac: MacAddress) -> Result<(), WireError> {
+        let UnumHeader { cluster, source, .. } = self.header;
         if cluster.get() != identity.cluster {
             return Err(WireError::Cluster(cluster.get()));
         }
-        if epoch.get() != identity.epoch {
-            return Err(WireError::Epoch(epoch.get()));
-        }
-        if destination.get() != identity.node && destination.get() != ALL_NODES {
-            return Err(WireError::Destination(destination.get()));
+        if self.to != mac && self.to != ALL_STATIONS {
+            return Err(WireError::Destination(self.to));
         }
         if source.get() == identity.node {
             return Err(WireError::OwnSource);
         }
         Ok(())
+    }
+
+    /// Whether the frame is of this epoch.
+    ///
+    /// # Errors
+    /// [`WireError::Epoch`].
+    pub fn check_epoch(&self, epoch: u32) -> Result<(), WireError> {
+        let stated = self.header.epoch.get();
+        if stated == epoch { Ok(()) } else { Err(WireError::Epoch(stated)) }
     }
 }
 

@@ -9,16 +9,20 @@ const HERE: Identity = Identity { cluster: 7, epoch: 3, node: 1, incarnation: 9 
 const THERE: Identity = Identity { node: 2, ..HERE };
 const MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 2]);
 
+const MAC_HERE: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
+
 fn frame(payload_bytes: u16) -> FrameHeader {
     let message = Message {
-        kind: Kind::EchoRequest,
-        class: Class::Bulk,
+        acknowledged: Class::Request,
+        transmission: 3,
+        fragment: Fragment { index: 2, last: false },
+        payload_bytes,
         sequence: 5,
         acknowledgement: 4,
-        payload_bytes,
-        payload_checksum: 0x1234_5678,
+        tag: 0x0807_0605_0403_0201,
+        ..Message::new(Kind::EchoRequest, Class::Bulk)
     };
-    FrameHeader::new(THERE, MAC, HERE.node, MacAddress([2, 0, 0, 0, 0, 1]), message)
+    FrameHeader::new(THERE, MAC, MAC_HERE, message).seal(0x1234_5678)
 }
 
 fn parse(header: &FrameHeader, payload: usize) -> Result<Parsed, WireError> {
@@ -52,19 +56,26 @@ fn a_frame_survives_the_wire() {
         assert_eq!(parsed.payload_checksum, 0x1234_5678);
         assert_eq!(parsed.header.sequence.get(), 5);
         assert_eq!(parsed.header.acknowledgement.get(), 4);
-        parsed.check_address(&HERE).unwrap();
+        assert_eq!(
+            (parsed.acknowledged, parsed.fragment),
+            (Class::Request, Fragment { index: 2, last: false })
+        );
+        assert_eq!((parsed.header.transmission, parsed.header.tag.get()), (3, 0x0807_0605_0403_0201));
+        parsed.check_address(&HERE, MAC_HERE).unwrap();
     }
 }
 
 #[test]
 fn the_layout_is_little_endian_and_fixed() {
-    let header = altered(|h| h.cluster = 0x0403_0201.into());
+    let header = frame(0x123);
     let bytes = header.as_bytes();
     assert_eq!(bytes[12..14], [0x88, 0xb5]);
-    assert_eq!(bytes[14..18], [1, 2, 1, 0]);
-    assert_eq!(bytes[18..22], [1, 2, 3, 4]);
-    assert_eq!(bytes[26..28], [2, 0]);
-    assert_eq!(bytes[28..30], [1, 0]);
+    assert_eq!(bytes[14..18], [2, 0, 2 | 3 << 4 | 1 << 6, 3]);
+    assert_eq!(bytes[18..24], [7, 0, 3, 0, 0, 0]);
+    assert_eq!(bytes[24..28], [2, 0, 0x23, 0x01 | 2 << 5 | 1 << 7]);
+    assert_eq!(bytes[28..36], [5, 0, 0, 0, 4, 0, 0, 0]);
+    assert_eq!(bytes[36..44], [1, 2, 3, 4, 5, 6, 7, 8]);
+    assert_eq!(bytes[48..52], [0x78, 0x56, 0x34, 0x12]);
 }
 
 #[test]
@@ -78,11 +89,11 @@ fn every_wrong_field_is_named() {
     let mut wrong = frame(0);
     wrong.unum.sequence = 6.into();
     assert_eq!(parse(&wrong, 0), Err(WireError::HeaderChecksum));
-    assert_eq!(parse(&altered(|h| h.version = 2), 0), Err(WireError::Version(2)));
+    assert_eq!(parse(&altered(|h| h.version = 1), 0), Err(WireError::Version(1)));
     assert_eq!(parse(&altered(|h| h.key = 1), 0), Err(WireError::Key(1)));
     assert_eq!(parse(&altered(|h| h.kind = 0), 0), Err(WireError::Kind(0)));
-    assert_eq!(parse(&altered(|h| h.class = 2), 0), Err(WireError::Class(2)));
-    assert_eq!(parse(&altered(|h| h.source = ALL_NODES.into()), 0), Err(WireError::Source(ALL_NODES)));
+    assert_eq!(parse(&altered(|h| h.kind = 0x3f), 0), Err(WireError::Kind(0x3f)));
+    assert_eq!(parse(&altered(|h| h.source = NO_NODE.into()), 0), Err(WireError::Source(NO_NODE)));
     assert_eq!(parse(&frame(10), 9), Err(WireError::PayloadLength { said: 10, there: 9 }));
     assert_eq!(parse(&frame(10), 11), Err(WireError::PayloadLength { said: 10, there: 11 }));
     assert_eq!(parse(&frame(7), 7), Err(WireError::PayloadLength { said: 7, there: 7 }));
@@ -104,12 +115,14 @@ fn padding_to_ethernets_minimum_is_not_payload() {
 
 #[test]
 fn a_frame_for_others_is_not_ours() {
-    let check = |change: fn(&mut UnumHeader)| parse(&altered(change), 0).unwrap().check_address(&HERE);
+    let check =
+        |change: fn(&mut UnumHeader)| parse(&altered(change), 0).unwrap().check_address(&HERE, MAC_HERE);
     assert_eq!(check(|h| h.cluster = 8.into()), Err(WireError::Cluster(8)));
     assert_eq!(check(|h| h.epoch = 2.into()), Err(WireError::Epoch(2)));
-    assert_eq!(check(|h| h.destination = 3.into()), Err(WireError::Destination(3)));
     assert_eq!(check(|h| h.source = HERE.node.into()), Err(WireError::OwnSource));
-    assert_eq!(check(|h| h.destination = ALL_NODES.into()), Ok(()));
+    assert_eq!(parse(&frame(0), 0).unwrap().check_address(&HERE, MAC), Err(WireError::Destination(MAC_HERE)));
+    let to_all = FrameHeader::new(THERE, MAC, ALL_STATIONS, Message::new(Kind::Announce, Class::Control));
+    assert_eq!(parse(&to_all.seal(0), 0).unwrap().check_address(&HERE, MAC_HERE), Ok(()));
 }
 
 #[test]
@@ -144,16 +157,24 @@ fn random_bytes_never_panic() {
 proptest! {
     #[test]
     fn what_parses_says_what_was_sent(
-        payload in 8u16..=4096, sequence: u32, acknowledgement: u32, payload_checksum: u32
+        payload_bytes in 8u16..=4096, sequence: u32, acknowledgement: u32, tag: u64, transmission: u8,
+        number in 1u8..=10, class in 0u8..4, acknowledged in 0u8..4, index in 0u8..4, last: bool, checksum: u32,
     ) {
         let message = Message {
-            kind: Kind::Reply, class: Class::Bulk, sequence, acknowledgement, payload_bytes: payload,
-            payload_checksum,
+            kind: Kind::from_number(number).unwrap(), class: Class::from_bits(class),
+            acknowledged: Class::from_bits(acknowledged), transmission, fragment: Fragment { index, last },
+            payload_bytes, sequence, acknowledgement, tag,
         };
-        let header = FrameHeader::new(THERE, MAC, ALL_NODES, ALL_STATIONS, message);
-        let parsed = parse(&header, usize::from(payload)).unwrap();
-        prop_assert_eq!(parsed.header, header.unum);
-        prop_assert_eq!(parsed.payload_bytes, usize::from(payload));
-        prop_assert_eq!(parsed.payload_checksum, payload_checksum);
+        let header = FrameHeader::new(THERE, MAC, ALL_STATIONS, message).seal(checksum);
+        let parsed = parse(&header, usize::from(payload_bytes)).unwrap();
+        let Parsed { kind, class, acknowledged, fragment, header: said, .. } = parsed;
+        let again = Message {
+            kind, class, acknowledged, transmission: said.transmission, fragment,
+            payload_bytes: u16::try_from(parsed.payload_bytes).unwrap(), sequence: said.sequence.get(),
+            acknowledgement: said.acknowledgement.get(), tag: said.tag.get(),
+        };
+        prop_assert_eq!(again, message);
+        prop_assert_eq!(said, header.unum);
+        prop_assert_eq!(parsed.payload_checksum, checksum);
     }
 }

@@ -8,7 +8,7 @@ use ipc::interfaces::interconnect::{
     Counters, Exchange, ExchangeAnswer, ExchangeRequest, INTERFACE, Peers, Server, dispatch,
 };
 use ipc::message::{Caller, Message, MessagePage, Refused};
-use ipc::wire::{ALL_NODES, Identity, MacAddress};
+use ipc::wire::{Identity, MacAddress, NO_NODE};
 use rt::capability::Endpoint;
 use rt::membership::{Membership, description, keep};
 use rt::serve::Service;
@@ -19,7 +19,7 @@ use rt::time::Clock;
 use crate::nic::{self, Nic, Opened};
 
 /// The cluster's number. One wire has one cluster until images name theirs.
-const CLUSTER: u32 = 1;
+const CLUSTER: u16 = 1;
 /// The epoch of the membership: none has been agreed on.
 const EPOCH: u32 = 0;
 
@@ -279,9 +279,9 @@ impl Network {
 /// Who this node is: by the number it was given, or else one from its card's address, which is as good as long as no
 /// membership is agreed on. The start's time and count tell this life from the last.
 fn identity(start: &Start<'_>, mac: MacAddress, now: u64) -> Identity {
-    let given = u16::try_from(start.node()).ok().filter(|&node| node != 0 && node != ALL_NODES);
+    let given = u16::try_from(start.node()).ok().filter(|&node| node != 0 && node != NO_NODE);
     let [.., high, low] = mac.0;
-    let node = given.unwrap_or_else(|| u16::from_be_bytes([high, low]).min(ALL_NODES - 1));
+    let node = given.unwrap_or_else(|| u16::from_be_bytes([high, low]).min(NO_NODE - 1));
     let [_, b0, b1, ..] = now.wrapping_add(start.generation() << 8).to_le_bytes();
     Identity { cluster: CLUSTER, epoch: EPOCH, node, incarnation: u16::from_le_bytes([b0, b1]) }
 }

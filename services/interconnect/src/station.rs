@@ -8,7 +8,7 @@ mod pages;
 use heapless::Vec;
 use ipc::interfaces::interconnect::{Counters, Drops, Peer, Traffic};
 use ipc::wire::{
-    ALL_NODES, ALL_STATIONS, Class, FrameHeader, HEADER_BYTES, Identity, Kind, MacAddress, Message, Parsed,
+    ALL_STATIONS, CLASSES, Class, FrameHeader, HEADER_BYTES, Identity, Kind, MacAddress, Message, Parsed,
     WireError,
 };
 use virtio_net::NetError;
@@ -70,7 +70,7 @@ pub struct Station<C: Card> {
     spare: Vec<C::Frame, MAX_FRAMES>,
     posted: bool,
     next_announcement: u64,
-    next_sequences: [u32; 2],
+    next_sequences: [u32; CLASSES],
     sent: Traffic,
     received: Traffic,
     dropped: Drops,
@@ -98,7 +98,7 @@ impl<C: Card> Station<C> {
             spare: Vec::new(),
             posted: false,
             next_announcement,
-            next_sequences: [0; 2],
+            next_sequences: [0; CLASSES],
             sent: Traffic::default(),
             received: Traffic::default(),
             dropped: Drops::default(),
@@ -151,7 +151,7 @@ impl<C: Card> Station<C> {
         self.measurement.give_up(now, self.timing.patience);
         if now >= self.next_announcement {
             self.next_announcement = now.saturating_add(self.timing.announce);
-            self.announce(ALL_NODES, ALL_STATIONS);
+            self.announce(ALL_STATIONS);
             while let Some(peer) = self.peers.forget_one(now) {
                 self.full_told = false;
                 events(Event::PeerLost(peer.node, peer.mac));
@@ -195,7 +195,7 @@ impl<C: Card> Station<C> {
     fn take(&mut self, received: Received<C::Frame>, events: &mut impl FnMut(Event)) {
         let Received { header, bytes, frame } = received;
         let judged = FrameHeader::parse(&header, bytes).and_then(|parsed| {
-            parsed.check_address(&self.identity)?;
+            parsed.check_address(&self.identity, self.card.mac())?;
             self.check_payload(&parsed, &frame)?;
             Ok(parsed)
         });
@@ -229,7 +229,6 @@ impl<C: Card> Station<C> {
             | WireError::Version(_)
             | WireError::Key(_)
             | WireError::Kind(_)
-            | WireError::Class(_)
             | WireError::Source(_)
             | WireError::PayloadLength { .. } => &mut self.dropped.malformed,
             WireError::HeaderChecksum | WireError::PayloadChecksum => &mut self.dropped.corrupt,
@@ -254,7 +253,7 @@ impl<C: Card> Station<C> {
 
     fn act(&mut self, parsed: &Parsed, frame: C::Frame, events: &mut impl FnMut(Event)) {
         // What is for all is answered by none: the answers would be a flood.
-        let for_this_node_alone = parsed.header.destination.get() == self.identity.node;
+        let for_this_node_alone = parsed.to != ALL_STATIONS;
         match parsed.kind {
             Kind::Announce => {
                 self.give_back(frame);
@@ -263,7 +262,8 @@ impl<C: Card> Station<C> {
             Kind::EchoRequest if for_this_node_alone => self.echo(parsed, frame),
             Kind::PageRequest if for_this_node_alone => self.supply(parsed, frame),
             Kind::Reply => self.answered(parsed, frame),
-            Kind::EchoRequest | Kind::PageRequest => {
+            // Reliable delivery and membership are not part of a station.
+            _ => {
                 self.dropped.unexpected += 1;
                 self.give_back(frame);
             }
@@ -272,16 +272,18 @@ impl<C: Card> Station<C> {
 
     fn hear(&mut self, parsed: &Parsed, events: &mut impl FnMut(Event)) {
         let (node, mac) = (parsed.header.source.get(), parsed.from);
-        match self.peers.hear(node, mac, parsed.header.incarnation.get(), self.card.now()) {
+        let [low, high, ..] = parsed.header.tag.get().to_le_bytes();
+        let incarnation = u16::from_le_bytes([low, high]);
+        match self.peers.hear(node, mac, incarnation, self.card.now()) {
             Heard::Known => {}
             Heard::New => {
                 events(Event::PeerFound(node, mac));
                 // It may be as new to the wire as it is here: it need not wait for the next announcement.
-                self.announce(node, mac);
+                self.announce(mac);
             }
             Heard::Restarted => {
                 events(Event::PeerRestarted(node, mac));
-                self.announce(node, mac);
+                self.announce(mac);
             }
             Heard::Duplicate { other, first } => {
                 self.dropped.duplicate += 1;
@@ -299,8 +301,9 @@ impl<C: Card> Station<C> {
         }
     }
 
-    fn announce(&mut self, to: u16, mac: MacAddress) {
-        self.send(Kind::Announce, 0, to, mac, None);
+    fn announce(&mut self, to: MacAddress) {
+        let tag = u64::from(self.identity.incarnation);
+        self.send(Message { tag, ..Message::new(Kind::Announce, Class::Control) }, to, None);
     }
 
     /// The sequence number of the next frame of a class.
@@ -308,22 +311,14 @@ impl<C: Card> Station<C> {
         self.next_sequences[class as usize]
     }
 
-    /// Sends a frame; its sequence number, or `None` when the card does not take it.
-    fn send(
-        &mut self,
-        kind: Kind,
-        acknowledgement: u32,
-        to: u16,
-        mac: MacAddress,
-        page: Option<Outgoing<C::Frame>>,
-    ) -> Option<u32> {
-        let class = if page.is_some() { Class::Bulk } else { Class::Control };
-        let sequence = self.next_sequence(class);
-        self.next_sequences[class as usize] = sequence.wrapping_add(1);
-        let (payload_bytes, payload_checksum) =
-            page.as_ref().map_or((0, 0), |page| (page.bytes, page.checksum));
-        let message = Message { kind, class, sequence, acknowledgement, payload_bytes, payload_checksum };
-        let header = FrameHeader::new(self.identity, self.card.mac(), to, mac, message);
+    /// Sends a frame with the next sequence number of its class; that number, or `None` when the card does not take
+    /// it.
+    fn send(&mut self, message: Message, to: MacAddress, page: Option<Outgoing<C::Frame>>) -> Option<u32> {
+        let sequence = self.next_sequence(message.class);
+        self.next_sequences[message.class as usize] = sequence.wrapping_add(1);
+        let (payload_bytes, checksum) = page.as_ref().map_or((0, 0), |page| (page.bytes, page.checksum));
+        let message = Message { sequence, payload_bytes, ..message };
+        let header = FrameHeader::new(self.identity, self.card.mac(), to, message).seal(checksum);
         let mut bytes = [0; HEADER_BYTES];
         bytes.copy_from_slice(header.as_bytes());
         match self.card.send(&bytes, page.map(|page| (page.frame, page.bytes))) {

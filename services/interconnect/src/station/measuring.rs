@@ -1,7 +1,7 @@
 //! The station's part in a measurement of exchanges: what it asks, and what it answers.
 
 use ipc::interfaces::interconnect::{Exchange, ExchangeAnswer, ExchangeRequest, MAX_EXCHANGES, Shape};
-use ipc::wire::{Class, Kind, PAGE_MTU, Parsed};
+use ipc::wire::{Class, Kind, Message, PAGE_MTU, Parsed};
 
 use super::{Outgoing, Station};
 use crate::card::Card;
@@ -76,9 +76,9 @@ impl<C: Card> Station<C> {
             Shape::Fetch => (Kind::PageRequest, Class::Control),
         };
         let seed = seed(self.identity.node, self.identity.incarnation, self.next_sequence(class));
-        let page = match class {
-            Class::Control => None,
-            Class::Bulk => match self.spare.pop() {
+        let page = match request.shape {
+            Shape::Short | Shape::Fetch => None,
+            Shape::Page => match self.spare.pop() {
                 Some(frame) => Some(self.written(frame, seed)),
                 None => {
                     self.dropped.no_room += 1;
@@ -87,33 +87,32 @@ impl<C: Card> Station<C> {
             },
         };
         let begun = self.card.now();
-        let sequence = self.send(kind, 0, request.node, mac, page)?;
+        let sequence = self.send(Message { tag: seed, ..Message::new(kind, class) }, mac, page)?;
         Some(Outstanding { sequence, begun, seed })
     }
 
     /// Sends a payload back from the frame where it landed.
     pub(super) fn echo(&mut self, parsed: &Parsed, frame: C::Frame) {
-        let bytes = parsed.header.payload_bytes.get();
-        let page = if bytes == 0 {
-            self.give_back(frame);
-            None
-        } else {
-            Some(Outgoing { frame, bytes, checksum: parsed.payload_checksum })
+        let page = match u16::try_from(parsed.payload_bytes) {
+            Ok(bytes @ 1..) => Some(Outgoing { frame, bytes, checksum: parsed.payload_checksum }),
+            Ok(0) | Err(_) => {
+                self.give_back(frame);
+                None
+            }
         };
         self.reply(parsed, page);
     }
 
     /// Sends the page that is asked for, in the frame that the request came with.
     pub(super) fn supply(&mut self, parsed: &Parsed, frame: C::Frame) {
-        let header = &parsed.header;
-        let page =
-            self.written(frame, seed(header.source.get(), header.incarnation.get(), header.sequence.get()));
+        let page = self.written(frame, parsed.header.tag.get());
         self.reply(parsed, Some(page));
     }
 
     fn reply(&mut self, parsed: &Parsed, page: Option<Outgoing<C::Frame>>) {
-        let header = &parsed.header;
-        self.send(Kind::Reply, header.sequence.get(), header.source.get(), parsed.from, page);
+        let class = if page.is_some() { Class::Bulk } else { Class::Control };
+        let acknowledgement = parsed.header.sequence.get();
+        self.send(Message { acknowledgement, ..Message::new(Kind::Reply, class) }, parsed.from, page);
     }
 
     /// Takes an answer.

@@ -102,18 +102,22 @@ fn two(clock: &Rc<Cell<u64>>) -> [Node; 2] {
     nodes
 }
 
-fn frame(from: u16, to: u16, kind: Kind, payload: &[u8]) -> Vec<u8> {
+/// The station that takes frames for node `to`; of 0, all stations.
+fn station_of(to: u8) -> MacAddress {
+    if to == 0 { ALL_STATIONS } else { MacAddress([2, 0, 0, 0, 0, to]) }
+}
+
+fn frame(from: u16, to: u8, kind: Kind, payload: &[u8]) -> Vec<u8> {
     let identity = Identity { cluster: 1, epoch: 0, node: from, incarnation: 0 };
     let message = Message {
-        kind,
-        class: Class::Bulk,
         sequence: 77,
-        acknowledgement: 0,
         payload_bytes: u16::try_from(payload.len()).unwrap(),
-        payload_checksum: ipc::wire::crc32c(0, payload),
+        ..Message::new(kind, Class::Bulk)
     };
     let mac = MacAddress([2, 0, 0, 0, 0, u8::try_from(from).unwrap()]);
-    let mut bytes = FrameHeader::new(identity, mac, to, ALL_STATIONS, message).as_bytes().to_vec();
+    let checksum = ipc::wire::crc32c(0, payload);
+    let mut bytes =
+        FrameHeader::new(identity, mac, station_of(to), message).seal(checksum).as_bytes().to_vec();
     bytes.extend(payload);
     bytes
 }
@@ -187,7 +191,7 @@ fn a_page_goes_back_from_the_frame_it_landed_in() {
     assert_eq!(sent.bytes[HEADER_BYTES..], payload);
     let parsed = FrameHeader::parse(&sent.bytes, sent.bytes.len()).unwrap();
     assert_eq!((parsed.kind, parsed.header.acknowledgement.get()), (Kind::Reply, 77));
-    assert_eq!(parsed.header.destination.get(), 2);
+    assert_eq!(parsed.to, station_of(2));
     assert_eq!(one.station.card.filled, 0);
     // A header alone is answered by a header alone.
     one.deliver(&frame(2, 1, Kind::EchoRequest, &[]));
@@ -369,13 +373,13 @@ fn each_bad_frame_is_counted_by_its_reason() {
     expect(&mut one, &with(12, 8), |d| &mut d.foreign);
     expect(&mut one, &with(6, 3), |d| &mut d.malformed);
     expect(&mut one, &with(14, 9), |d| &mut d.malformed);
-    expect(&mut one, &with(17, 9), |d| &mut d.malformed);
-    expect(&mut one, &with(15, 3), |d| &mut d.corrupt);
+    expect(&mut one, &with(15, 9), |d| &mut d.malformed);
+    expect(&mut one, &with(16, 3), |d| &mut d.corrupt);
     expect(&mut one, &with(HEADER_BYTES + 5, 0), |d| &mut d.corrupt);
     expect(&mut one, &frame(2, 9, Kind::EchoRequest, &[]), |d| &mut d.elsewhere);
     expect(&mut one, &frame(1, 1, Kind::EchoRequest, &[]), |d| &mut d.duplicate);
-    expect(&mut one, &frame(2, ALL_NODES, Kind::EchoRequest, &[1; 64]), |d| &mut d.unexpected);
-    expect(&mut one, &frame(2, ALL_NODES, Kind::PageRequest, &[]), |d| &mut d.unexpected);
+    expect(&mut one, &frame(2, 0, Kind::EchoRequest, &[1; 64]), |d| &mut d.unexpected);
+    expect(&mut one, &frame(2, 0, Kind::PageRequest, &[]), |d| &mut d.unexpected);
     expect(&mut one, &frame(2, 1, Kind::Reply, &[1; 64]), |d| &mut d.unexpected);
     assert!(one.station.card.outbox.is_empty(), "something bad was answered");
     one.deliver(&good);
@@ -387,7 +391,7 @@ fn more_nodes_than_the_table_holds_are_told_of_once() {
     let clock = Rc::new(Cell::new(0));
     let mut one = Node::new(1, &clock);
     for node in 2..100 {
-        one.deliver(&frame(node, ALL_NODES, Kind::Announce, &[]));
+        one.deliver(&frame(node, 0, Kind::Announce, &[]));
     }
     let full = one.events().iter().filter(|event| matches!(event, Event::TooManyPeers(_))).count();
     assert_eq!((full, one.station.dropped.unexpected), (1, 34));
@@ -406,7 +410,7 @@ fn hostile_frames_do_no_harm() {
         clock.set(clock.get() + random.random_range(0..20));
         let kinds = [Kind::Announce, Kind::EchoRequest, Kind::PageRequest, Kind::Reply];
         let kind = kinds[random.random_range(0..4)];
-        let to = [1, 1, 1, 5, ALL_NODES][random.random_range(0..5)];
+        let to = [1, 1, 1, 5, 0][random.random_range(0..5)];
         let payload = vec![random.random(); [0, 8, 100, 4096][random.random_range(0..4)]];
         let mut bytes = frame(random.random_range(0..70), to, kind, &payload);
         match random.random_range(0..4) {
