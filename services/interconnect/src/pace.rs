@@ -2,7 +2,9 @@
 //!
 //! An answer that is waited for is polled for, because an interrupt would cost more than the wait; but not for longer
 //! than such an answer usually takes, and not so long that the thread comes near its budget, which counts the time
-//! since it last really waited.
+//! since it last really waited. After traffic the card is polled a little longer, because frames come in bursts: the
+//! longest wait that costs no more than the interrupt it may save (Karlin, Li, Manasse and Owicki, "Empirical Studies
+//! of Competitive Spinning for a Shared-Memory Multiprocessor", SOSP 1991).
 
 /// What to do now.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -28,8 +30,10 @@ pub struct Pacer {
 /// How long is too long, in TSC ticks.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Polling without anything coming.
+    /// Polling without anything coming, when an answer is waited for.
     pub poll: u64,
+    /// Polling without anything coming, when none is.
+    pub linger: u64,
     /// Polling in all, between two waits.
     pub awake: u64,
     /// A wait that serves only to have waited.
@@ -60,7 +64,8 @@ impl Pacer {
         if now.saturating_sub(self.awake_since) >= self.limits.awake {
             return Pace::Nap(now.saturating_add(self.limits.nap));
         }
-        if expecting && now.saturating_sub(self.last_progress) < self.limits.poll {
+        let patience = if expecting { self.limits.poll } else { self.limits.linger };
+        if now.saturating_sub(self.last_progress) < patience {
             return Pace::Poll;
         }
         Pace::Sleep
@@ -71,12 +76,13 @@ impl Pacer {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { poll: 10, awake: 100, nap: 3 };
+    const LIMITS: Limits = Limits { poll: 10, linger: 4, awake: 100, nap: 3 };
 
     #[test]
-    fn it_polls_only_for_what_is_expected_and_not_for_long() {
+    fn it_polls_for_what_is_expected_and_a_little_after_traffic_and_not_for_long() {
         let mut pacer = Pacer::new(LIMITS, 0);
-        assert_eq!(pacer.decide(0, false), Pace::Sleep);
+        assert_eq!(pacer.decide(3, false), Pace::Poll);
+        assert_eq!(pacer.decide(4, false), Pace::Sleep);
         assert_eq!(pacer.decide(9, true), Pace::Poll);
         assert_eq!(pacer.decide(10, true), Pace::Sleep);
         pacer.progress(10);

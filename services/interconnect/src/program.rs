@@ -31,8 +31,10 @@ const PEER_LIFETIME: Duration = Duration::from_secs(3);
 const PEER_SETTLE: Duration = Duration::from_millis(100);
 /// The wait for an answer.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// Polling without anything coming.
+/// Polling without anything coming, when an answer is waited for.
 const POLL: Duration = Duration::from_micros(200);
+/// Polling without anything coming, when none is: about what an interrupt and waking up cost.
+const LINGER: Duration = Duration::from_micros(20);
 /// Polling in all, between two waits: a fifth of the budget.
 const AWAKE: Duration = Duration::from_millis(10);
 /// A wait that serves only to have waited.
@@ -181,7 +183,8 @@ impl Network {
             peer_settle: ticks(PEER_SETTLE),
             patience: ticks(PATIENCE),
         };
-        let limits = Limits { poll: ticks(POLL), awake: ticks(AWAKE), nap: ticks(NAP) };
+        let limits =
+            Limits { poll: ticks(POLL), linger: ticks(LINGER), awake: ticks(AWAKE), nap: ticks(NAP) };
         Self {
             station: Station::new(nic, identity, timing, frames),
             pacer: Pacer::new(limits, now),
