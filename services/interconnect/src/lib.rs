@@ -14,6 +14,7 @@
 extern crate std;
 
 pub mod card;
+pub mod clock;
 pub mod exchange;
 pub mod pace;
 pub mod peers;

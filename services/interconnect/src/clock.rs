@@ -1,0 +1,209 @@
+//! One clock for the cluster: every node follows the first member's.
+//!
+//! A node asks the first member what time it is, and keeps the answer with the shortest round trip of every few, as
+//! NTP's clock filter does (RFC 5905, 10): queueing only ever lengthens a round trip. A line through those (least
+//! squares) gives offset and rate. A sample's true offset lies within half its round trip, however unequal the ways
+//! are, and from that follows a bound for the line. The node's own reading of the cluster's clock is steered towards
+//! the line and never set back: it runs a little faster or slower, but always forward.
+
+use heapless::Vec;
+
+/// Round trips of which the shortest is kept.
+const GROUP: u8 = 4;
+/// Kept samples that the line goes through.
+const SAMPLES: usize = 16;
+/// How far two clocks of the same nominal rate are taken to differ until it is measured: parts per million.
+const MAX_DRIFT_PPM: u64 = 500;
+/// How far the steered clock's rate may be from its own measured rate, in 2^-32: 1/64.
+const MAX_SLEW: i64 = 1 << 26;
+
+/// The most by which it is steered from the local clock's rate, in 2^-32: half.
+const MAX_RATE: i64 = 1 << 31;
+
+/// One answered question.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Sample {
+    /// The local time half way between question and answer.
+    local: u64,
+    /// How far the cluster's clock was ahead of the local one then.
+    offset: i64,
+    round_trip: u64,
+}
+
+/// The cluster's clock as seen from a local one: a line.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Estimate {
+    /// The local time at which it was measured last.
+    pub local: u64,
+    /// How far the cluster's clock was ahead then, in ticks.
+    pub offset: i64,
+    /// How much it gains on the local clock: ticks per 2^32.
+    pub rate: i64,
+    /// How far `offset` may be wrong, in ticks.
+    pub error: u64,
+    /// The local time over which the line was measured.
+    span: u64,
+}
+
+impl Estimate {
+    /// The cluster's time at a local time.
+    #[must_use]
+    pub fn at(&self, local: u64) -> u64 {
+        let passed = local.wrapping_sub(self.local).cast_signed();
+        local.wrapping_add_signed(self.offset).wrapping_add_signed(scaled(passed, self.rate))
+    }
+
+    /// How far [`Estimate::at`] may be wrong, in ticks.
+    #[must_use]
+    pub fn error_at(&self, local: u64) -> u64 {
+        let passed = local.abs_diff(self.local);
+        // Both ends of the line may be wrong, one each way; further on that grows. Clocks wander, too.
+        let grown = match self.span {
+            0 => passed.saturating_mul(MAX_DRIFT_PPM) / 1_000_000,
+            span => (u128::from(self.error) * 2 * u128::from(passed) / u128::from(span))
+                .try_into()
+                .unwrap_or(u64::MAX),
+        };
+        self.error.saturating_add(grown).saturating_add(passed >> 20)
+    }
+}
+
+/// `ticks * rate / 2^32`.
+fn scaled(ticks: i64, rate: i64) -> i64 {
+    i64::try_from((i128::from(ticks) * i128::from(rate)) >> 32).unwrap_or(0)
+}
+
+/// Measures the cluster's clock.
+#[derive(Debug, Default)]
+pub struct Estimator {
+    best: Option<Sample>,
+    in_group: u8,
+    samples: Vec<Sample, SAMPLES>,
+}
+
+impl Estimator {
+    /// One without samples.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { best: None, in_group: 0, samples: Vec::new() }
+    }
+
+    /// Takes an answer: asked and answered at these local times; the question came at this cluster time, and was
+    /// `held` for so many ticks.
+    pub fn sample(&mut self, asked: u64, cluster: u64, held: u64, answered: u64) {
+        let Some(passed) = answered.checked_sub(asked) else { return };
+        let Some(round_trip) = passed.checked_sub(held) else { return };
+        let (local, cluster) = (asked + passed / 2, cluster.wrapping_add(held / 2));
+        let sample = Sample { local, offset: cluster.wrapping_sub(local).cast_signed(), round_trip };
+        if self.best.is_none_or(|best| round_trip < best.round_trip) {
+            self.best = Some(sample);
+        }
+        self.in_group += 1;
+        // The first is used at once: a coarse answer is better than none.
+        if self.in_group >= GROUP || self.samples.is_empty() {
+            self.in_group = 0;
+            if self.samples.is_full() {
+                self.samples.remove(0);
+            }
+            if let Some(best) = self.best.take() {
+                let _ = self.samples.push(best);
+            }
+        }
+    }
+
+    /// The line through the good samples, once there is one.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "differences of times, far below 2^53")]
+    #[expect(clippy::cast_possible_truncation, reason = "a cast from float saturates")]
+    pub fn estimate(&self) -> Option<Estimate> {
+        let shortest = self.samples.iter().map(|sample| sample.round_trip).min()?;
+        let is_good = |sample: &&Sample| sample.round_trip <= shortest.saturating_mul(2).saturating_add(1);
+        let good = || self.samples.iter().filter(is_good);
+        let last = good().next_back()?;
+        let x = |sample: &Sample| -(last.local.wrapping_sub(sample.local) as f64);
+        let y = |sample: &Sample| sample.offset.wrapping_sub(last.offset) as f64;
+        let count = good().count() as f64;
+        let mean = |value: &dyn Fn(&Sample) -> f64| good().map(value).sum::<f64>() / count;
+        let (mean_x, mean_y) = (mean(&x), mean(&y));
+        let variance: f64 = good().map(|sample| (x(sample) - mean_x) * (x(sample) - mean_x)).sum();
+        let covariance: f64 = good().map(|sample| (x(sample) - mean_x) * (y(sample) - mean_y)).sum();
+        let slope = if variance > 0.0 { covariance / variance } else { 0.0 };
+        let at_last = mean_y - slope * mean_x;
+        let error = good().map(|sample| {
+            let residual = y(sample) - (at_last + slope * x(sample));
+            sample.round_trip / 2 + 1 + residual.max(-residual) as u64
+        });
+        Some(Estimate {
+            local: last.local,
+            offset: last.offset.wrapping_add(at_last as i64),
+            rate: (slope * 4_294_967_296.0) as i64,
+            error: error.max().unwrap_or(0),
+            span: last.local.wrapping_sub(good().next()?.local),
+        })
+    }
+}
+
+/// This node's reading of the cluster's clock.
+#[derive(Clone, Copy, Debug)]
+pub struct ClusterClock {
+    local: u64,
+    cluster: u64,
+    /// How much it gains on the local clock: ticks per 2^32.
+    rate: i64,
+    set: bool,
+}
+
+impl ClusterClock {
+    /// The local clock itself.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { local: 0, cluster: 0, rate: 0, set: false }
+    }
+
+    /// The cluster's time at a local time. Later local times never give earlier ones.
+    #[must_use]
+    pub fn read(&self, local: u64) -> u64 {
+        let passed = local.saturating_sub(self.local);
+        let gained = scaled(passed.cast_signed(), self.rate);
+        self.cluster.wrapping_add(passed).wrapping_add_signed(gained)
+    }
+
+    /// Whether it was ever set by an estimate, or is the first member's.
+    #[must_use]
+    pub const fn is_set(&self) -> bool {
+        self.set
+    }
+
+    /// Makes it the clock that others follow: it goes on as it goes.
+    pub fn lead(&mut self) {
+        self.set = true;
+    }
+
+    /// Lets it meet the estimate within `horizon` ticks from the local time `now`. The first time it is set.
+    pub fn steer(&mut self, now: u64, estimate: &Estimate, horizon: u64) {
+        let ahead = now.saturating_add(horizon.max(1));
+        let target = estimate.at(ahead);
+        if !self.set {
+            let rate = estimate.rate.clamp(-MAX_RATE, MAX_RATE);
+            *self = Self { local: now, cluster: estimate.at(now), rate, set: true };
+            return;
+        }
+        let cluster = self.read(now);
+        // What is to be gained on the local clock until then.
+        let gain = target.wrapping_sub(cluster).cast_signed().saturating_sub(horizon.max(1).cast_signed());
+        let wanted = i64::try_from((i128::from(gain) << 32) / i128::from(horizon.max(1))).unwrap_or(0);
+        let rate =
+            wanted.clamp(estimate.rate.saturating_sub(MAX_SLEW), estimate.rate.saturating_add(MAX_SLEW));
+        // Never back, whatever is measured.
+        *self = Self { local: now, cluster, rate: rate.clamp(-MAX_RATE, MAX_RATE), set: true };
+    }
+}
+
+impl Default for ClusterClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests;
