@@ -16,8 +16,10 @@ extern crate std;
 pub mod card;
 pub mod clock;
 pub mod exchange;
+pub mod membership;
 pub mod pace;
 pub mod peers;
+pub mod serial;
 pub mod station;
 
 #[cfg(test)]
