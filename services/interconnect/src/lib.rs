@@ -20,7 +20,10 @@ pub mod membership;
 pub mod pace;
 pub mod peers;
 pub mod serial;
+pub mod sink;
 pub mod station;
+pub mod statistics;
+pub mod transport;
 
 #[cfg(test)]
 mod simulation;
