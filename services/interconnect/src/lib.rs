@@ -5,6 +5,9 @@
 //! * [`peers`]: the other nodes.
 //! * [`exchange`]: the measurement of bare exchanges.
 //! * [`pace`]: when to poll the card and when to sleep.
+//! * [`node`]: the interconnect as one state machine, which no program drives yet; it is made of
+//!   [`transport`] (reliable channels), [`membership`] (who belongs to the cluster) and [`clock`] (one time for all);
+//!   [`sink`] is what it asks of its surroundings, [`statistics`] what it counts.
 //!
 //! All of it is safe code that knows no device; the program adds the card and the loop.
 #![no_std]
@@ -17,6 +20,7 @@ pub mod card;
 pub mod clock;
 pub mod exchange;
 pub mod membership;
+pub mod node;
 pub mod pace;
 pub mod peers;
 pub mod serial;
