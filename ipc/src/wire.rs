@@ -18,6 +18,8 @@
 //! is meant for this node.
 
 mod crc;
+mod error;
+mod kind;
 
 use core::fmt;
 
@@ -28,6 +30,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::abi::PAGE_SIZE;
 
 pub use crc::crc32c;
+pub use error::WireError;
+pub use kind::{CLASSES, Class, Fragment, Kind, MAX_FRAGMENTS};
 
 /// The EtherType of our frames: IEEE 802's local experimental 1.
 pub const ETHER_TYPE: u16 = 0x88b5;
@@ -144,168 +148,6 @@ const EXTENT_FRAGMENT: u32 = 13;
 const EXTENT_MORE: u16 = 1 << 15;
 // A payload length fits its field.
 const _: () = assert!(MAX_PAYLOAD <= EXTENT_BYTES as usize);
-/// The most fragments of a page.
-pub const MAX_FRAGMENTS: usize = 4;
-
-/// What a frame is.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[repr(u8)]
-pub enum Kind {
-    /// "This node is here, at this Ethernet address": no payload; the tag is the incarnation.
-    Announce = 1,
-    /// Asks for the same payload back.
-    EchoRequest = 2,
-    /// What the request whose sequence number is the acknowledgement asked for.
-    Reply = 3,
-    /// Asks for a page that is filled from the seed in the tag: no payload.
-    PageRequest = 4,
-    /// What a node is and which membership it knows; the sequence counts such frames of one life.
-    Hello = 5,
-    /// A message, or a fragment of one: delivered once and in order.
-    Data = 6,
-    /// What came of a class: the acknowledgement, in the tag the bits of what came after it, in the sequence the
-    /// first number that may not be sent yet.
-    Acknowledge = 7,
-    /// Asks for an acknowledgement of the class.
-    Probe = 8,
-    /// Asks what time it is; the sequence is the answer's.
-    ClockRequest = 9,
-    /// The time of the request's arrival in the tag, and how much later the answer left in the acknowledgement.
-    ClockReply = 10,
-}
-
-impl Kind {
-    /// The kind with this number.
-    #[must_use]
-    pub const fn from_number(number: u8) -> Option<Self> {
-        match number {
-            1 => Some(Self::Announce),
-            2 => Some(Self::EchoRequest),
-            3 => Some(Self::Reply),
-            4 => Some(Self::PageRequest),
-            5 => Some(Self::Hello),
-            6 => Some(Self::Data),
-            7 => Some(Self::Acknowledge),
-            8 => Some(Self::Probe),
-            9 => Some(Self::ClockRequest),
-            10 => Some(Self::ClockReply),
-            _ => None,
-        }
-    }
-}
-
-/// The number of classes.
-pub const CLASSES: usize = 4;
-
-/// How urgent a frame is, the most urgent first: one class never waits for another.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[repr(u8)]
-pub enum Class {
-    /// Short messages that others wait for: invalidations, their acknowledgements, interrupts.
-    Control = 0,
-    /// Questions: what their answers say goes in the other classes.
-    Request = 1,
-    /// Page contents that a processor waits for.
-    Page = 2,
-    /// Contents that nobody waits for at once: evicted pages, moves, disks.
-    Bulk = 3,
-}
-
-impl Class {
-    /// All of them, the most urgent first.
-    pub const ALL: [Self; CLASSES] = [Self::Control, Self::Request, Self::Page, Self::Bulk];
-
-    /// The class in two bits of a number.
-    #[must_use]
-    pub const fn from_bits(number: u8) -> Self {
-        match number & 3 {
-            0 => Self::Control,
-            1 => Self::Request,
-            2 => Self::Page,
-            _ => Self::Bulk,
-        }
-    }
-}
-
-/// Which part of a page a frame carries.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Fragment {
-    /// Its place, from 0 and below [`MAX_FRAGMENTS`].
-    pub index: u8,
-    /// Whether none follows.
-    pub last: bool,
-}
-
-impl Fragment {
-    /// A whole message.
-    pub const WHOLE: Self = Self { index: 0, last: true };
-}
-
-/// What is wrong with a frame: the first wrong field, in the order of the checks.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum WireError {
-    /// Shorter than both headers.
-    Truncated {
-        /// Bytes that came.
-        bytes: usize,
-    },
-    /// The EtherType is not ours.
-    EtherType(u16),
-    /// The Ethernet source is a group address.
-    EthernetSource(MacAddress),
-    /// A version that this does not know.
-    Version(u8),
-    /// A key that this node does not have.
-    Key(u8),
-    /// The header's checksum does not fit the header.
-    HeaderChecksum,
-    /// No [`Kind`] has this number.
-    Kind(u8),
-    /// The source is [`NO_NODE`].
-    Source(u16),
-    /// The payload length is none that a frame can have, or not what came.
-    PayloadLength {
-        /// What the header says.
-        said: usize,
-        /// Bytes that came after the headers.
-        there: usize,
-    },
-    /// The payload's checksum does not fit the payload.
-    PayloadChecksum,
-    /// Another cluster's.
-    Cluster(u16),
-    /// Of another epoch.
-    Epoch(u32),
-    /// For another station.
-    Destination(MacAddress),
-    /// It says that it comes from this very node.
-    OwnSource,
-}
-
-impl fmt::Display for WireError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Truncated { bytes } => write!(f, "truncated: {bytes} bytes of {HEADER_BYTES}"),
-            Self::EtherType(value) => write!(f, "EtherType {value:#06x}"),
-            Self::EthernetSource(mac) => write!(f, "Ethernet source {mac} is a group"),
-            Self::Version(value) => write!(f, "version {value}"),
-            Self::Key(value) => write!(f, "unknown key {value}"),
-            Self::HeaderChecksum => f.write_str("header checksum"),
-            Self::Kind(value) => write!(f, "unknown kind {value}"),
-            Self::Source(value) => write!(f, "source node {value}"),
-            Self::PayloadLength { said, there } => {
-                write!(f, "payload length {said}, but {there} bytes came")
-            }
-            Self::PayloadChecksum => f.write_str("payload checksum"),
-            Self::Cluster(value) => write!(f, "cluster {value}"),
-            Self::Epoch(value) => write!(f, "epoch {value}"),
-            Self::Destination(value) => write!(f, "for {value}"),
-            Self::OwnSource => f.write_str("own node number as source"),
-        }
-    }
-}
-
-impl core::error::Error for WireError {}
 
 /// A frame whose header is well-formed; the payload's checksum is still to be compared.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -2,8 +2,8 @@
 //!
 //! Messages have a tag of eight bytes and up to a page of contents in a page frame. They are delivered once and in
 //! order within their class, as long as their peer is a member; then they are given up. Time is an argument, and
-//! frames go to a [`Sink`]. An urgent class goes before all others whenever the card has room; and the pages that the card holds
-//! are few, so that what is urgent does not wait in the card's own queue.
+//! frames go to a [`Sink`]. An urgent class goes before all others whenever the card has room; and the pages that the
+//! card holds are few, so that what is urgent does not wait in the card's own queue.
 
 mod link;
 pub mod receiver;

@@ -4,6 +4,7 @@ mod application;
 mod channels;
 mod hostile;
 mod members;
+mod surroundings;
 mod world;
 
 /// The seeds that a test runs through: so many, or as many as `UNUM_SEEDS` says.

@@ -11,7 +11,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::channels::{BAD, GOOD, chat, formed};
 use super::seeds;
-use super::world::{FRAMES, Held, LIMITS, World, mac};
+use super::surroundings::{FRAMES, Held};
+use super::world::{LIMITS, World, mac};
 use crate::membership::Refusal;
 use crate::statistics::{ClassCounters, Drops};
 

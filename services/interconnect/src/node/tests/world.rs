@@ -7,24 +7,17 @@ use std::string::String;
 use std::vec;
 use std::vec::Vec;
 
-use ipc::wire::{ALL_STATIONS, Class, HEADER_BYTES, MacAddress, crc32c};
+use ipc::wire::{ALL_STATIONS, Class, HEADER_BYTES, MacAddress};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use zerocopy::IntoBytes;
 
 use super::application::{Application, contents, tag};
+use super::surroundings::{Held, Leaving, QUEUE, Surroundings, WAITING};
 use crate::membership::{Event, Member, Profile, Timing, View};
 use crate::node::{Config, Node};
-use crate::sink::{Delivery, Outcome, Output, Payload, Receipt, Sink, Token};
+use crate::sink::{Delivery, Receipt};
 use crate::transport::rtt::RtoLimits;
 use crate::transport::{Limits, Message, SendError};
-
-/// Page frames of a node.
-pub const FRAMES: usize = 700;
-/// Frames that a card can hold to be sent.
-pub const QUEUE: usize = 64;
-/// Page frames that may wait out of order.
-pub const WAITING: usize = 64;
 
 pub const TIMING: Timing = Timing {
     hello: 20_000,
@@ -58,104 +51,8 @@ pub struct Faults {
     pub jitter: u64,
 }
 
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Held {
-    Free,
-    Machine,
-    Sending,
-    Application,
-}
-
 /// Whether a frame from one node to another is lost.
 pub type Cut = Box<dyn Fn(usize, usize, &[u8]) -> bool>;
-
-/// A frame that the state machine gave to the card.
-struct Leaving {
-    header: [u8; HEADER_BYTES],
-    bytes: Vec<u8>,
-    part: Option<(u32, u16, u16, Token)>,
-}
-
-/// A card and its memory, and what the state machine tells.
-pub struct Surroundings {
-    pub memory: Vec<[u8; 4096]>,
-    pub held: Vec<Held>,
-    leaving: VecDeque<Leaving>,
-    delivered: VecDeque<Delivery<u32>>,
-    pub events: Vec<Event>,
-    pub writable: usize,
-    pub acknowledged: usize,
-    pub abandoned: usize,
-}
-
-impl Surroundings {
-    fn hand(&mut self, frame: u32, from: Held, to: Held) {
-        let held = &mut self.held[frame as usize];
-        assert_eq!(*held, from, "frame {frame}");
-        *held = to;
-    }
-
-    pub fn free(&self) -> Option<u32> {
-        self.held.iter().position(|&held| held == Held::Free).map(|at| u32::try_from(at).unwrap())
-    }
-
-    pub fn count(&self, what: Held) -> usize {
-        self.held.iter().filter(|&&held| held == what).count()
-    }
-}
-
-impl Sink<u32> for Surroundings {
-    fn checksum(&self, frame: u32, bytes: u16) -> u32 {
-        crc32c(0, &self.memory[frame as usize][..usize::from(bytes)])
-    }
-
-    fn read(&self, frame: u32, bytes: &mut [u8]) {
-        bytes.copy_from_slice(&self.memory[frame as usize][..bytes.len()]);
-    }
-
-    fn append(&mut self, from: u32, to: u32, offset: u16, bytes: u16) {
-        assert!(self.held[from as usize] == Held::Machine && self.held[to as usize] == Held::Machine);
-        let source = self.memory[from as usize];
-        let (offset, bytes) = (usize::from(offset), usize::from(bytes));
-        self.memory[to as usize][offset..offset + bytes].copy_from_slice(&source[..bytes]);
-    }
-
-    fn put(&mut self, output: Output<'_, u32>) {
-        match output {
-            Output::Transmit { header, payload } => {
-                let (bytes, part, checksum) = match payload {
-                    Payload::None => (vec![], None, 0),
-                    Payload::Bytes(bytes) => (bytes.to_vec(), None, crc32c(0, bytes)),
-                    Payload::Part { frame, offset, bytes, token } => {
-                        let at = usize::from(offset)..usize::from(offset + bytes);
-                        let checksum = crc32c(0, &self.memory[frame as usize][at]);
-                        (vec![], Some((frame, offset, bytes, token)), checksum)
-                    }
-                };
-                let mut sealed = [0; HEADER_BYTES];
-                sealed.copy_from_slice(header.seal(checksum).as_bytes());
-                self.leaving.push_back(Leaving { header: sealed, bytes, part });
-                assert!(self.leaving.len() <= QUEUE);
-            }
-            Output::Deliver(delivery) => {
-                if let Some((frame, _)) = delivery.contents {
-                    self.hand(frame, Held::Machine, Held::Application);
-                }
-                self.delivered.push_back(delivery);
-            }
-            Output::Recycle(frame) => self.hand(frame, Held::Machine, Held::Free),
-            Output::Done { frame, outcome, .. } => {
-                self.hand(frame, Held::Sending, Held::Free);
-                match outcome {
-                    Outcome::Acknowledged => self.acknowledged += 1,
-                    Outcome::Abandoned => self.abandoned += 1,
-                }
-            }
-            Output::Writable { .. } => self.writable += 1,
-            Output::Event(event) => self.events.push(event),
-        }
-    }
-}
 
 /// A machine in the rack: it may be off.
 pub struct Host {
@@ -230,16 +127,7 @@ impl World {
                 let clock_ahead = random.random_range(0..1 << 40);
                 Host {
                     node: Node::new(config(number, 100, profile, limits), clock_ahead),
-                    around: Surroundings {
-                        memory: vec![[0; 4096]; FRAMES],
-                        held: vec![Held::Free; FRAMES],
-                        leaving: VecDeque::new(),
-                        delivered: VecDeque::new(),
-                        events: vec![],
-                        writable: 0,
-                        acknowledged: 0,
-                        abandoned: 0,
-                    },
+                    around: Surroundings::default(),
                     application: Application::default(),
                     on: true,
                     mac: mac(number),
