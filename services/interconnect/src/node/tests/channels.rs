@@ -134,11 +134,9 @@ fn without_one_fragment_no_page_comes_and_with_it_the_page() {
     assert_eq!((page.sent_frames, page.timeout_retransmissions), (4, 1));
 }
 
-/// An invalidation that is sent after a thousand pages is the next frame that the card gets, and before any of the
-/// pages that it does not already have has arrived.
-#[test]
-fn an_invalidation_goes_before_a_thousand_pages() {
-    let mut world = formed(9, 17, Limits { windows: [64; CLASSES], ..LIMITS }, GOOD);
+/// A first node with as many pages on their way to sixteen others as there are page frames for.
+fn with_many_pages(limits: Limits) -> World {
+    let mut world = formed(9, 17, Limits { windows: [64; CLASSES], ..limits }, GOOD);
     // So that all the credit is there.
     for to in 2..=17 {
         for _ in 0..8 {
@@ -147,30 +145,45 @@ fn an_invalidation_goes_before_a_thousand_pages() {
     }
     world.attend(0);
     settle(&mut world);
-    let mut pages = 0;
-    // As many as the page frames allow, without time passing.
-    while (2..=17).map(|to| usize::from(pages < 640 && world.send(0, to, Class::Bulk, 4096))).sum::<usize>()
-        != 0
-    {
-        pages = world.hosts[0].around.count(Held::Sending);
-    }
-    assert!(pages >= 640, "{pages}");
+    // Without time passing.
+    while (2..=17).any(|to| world.send(0, to, Class::Bulk, 4096)) {}
+    let pages = world.hosts[0].around.count(Held::Sending);
+    assert!(pages >= 1000, "{pages}");
+    world
+}
+
+fn came(world: &World, class: Class) -> u32 {
+    let streams = world.hosts.iter().flat_map(|host| &host.application.came);
+    streams.filter(|(stream, _)| stream.3 == class as u8).map(|(_, count)| count).sum()
+}
+
+/// Whenever the card has room for one frame, and however many pages it would take, the invalidation is it.
+#[test]
+fn an_invalidation_goes_before_a_thousand_pages() {
+    let mut world = with_many_pages(Limits { pages_in_card: usize::MAX, ..LIMITS });
+    assert!(world.send(0, 9, Class::Control, 0));
+    let host = &mut world.hosts[0];
+    let first = loop {
+        host.node.poll(world.now + host.clock_ahead, 1, &mut host.around);
+        let kind = host.around.leaving.back().unwrap().header[16];
+        if kind & 0xf == Kind::Data as u8 {
+            break kind >> 4 & 3;
+        }
+    };
+    assert_eq!(first, Class::Control as u8);
+}
+
+/// An invalidation waits for no more pages than the card may hold.
+#[test]
+fn an_invalidation_arrives_before_all_but_a_few_pages() {
+    let mut world = with_many_pages(LIMITS);
+    let before = came(&world, Class::Bulk);
     world.attend(0);
     assert!(world.send(0, 9, Class::Control, 0));
-    let came = |world: &World, class: u8| -> u32 {
-        world
-            .hosts
-            .iter()
-            .flat_map(|h| &h.application.came)
-            .filter(|(s, _)| s.3 == class)
-            .map(|(_, n)| n)
-            .sum()
-    };
-    let before = came(&world, 3);
     world.attend(0);
-    while came(&world, 0) == 0 {
+    while came(&world, Class::Control) == 0 {
         world.run(1);
-        let pages = came(&world, 3) - before;
+        let pages = came(&world, Class::Bulk) - before;
         assert!(usize::try_from(pages).unwrap() <= LIMITS.pages_in_card, "{pages} pages came first");
     }
     settle(&mut world);

@@ -11,7 +11,7 @@ use crate::membership::Event;
 use crate::sink::{Delivery, Outcome, Output, Payload, Sink, Token};
 
 /// Page frames of a node.
-pub const FRAMES: usize = 700;
+pub const FRAMES: usize = 1200;
 /// Frames that a card can hold to be sent.
 pub const QUEUE: usize = 64;
 /// Page frames that may wait out of order.
@@ -36,6 +36,9 @@ pub struct Leaving {
 pub struct Surroundings {
     pub memory: Vec<[u8; 4096]>,
     pub held: Vec<Held>,
+    /// Those that nobody has.
+    free: Vec<u32>,
+    counts: [usize; 4],
     pub leaving: VecDeque<Leaving>,
     pub delivered: VecDeque<Delivery<u32>>,
     pub events: Vec<Event>,
@@ -49,6 +52,8 @@ impl Default for Surroundings {
         Self {
             memory: vec![[0; 4096]; FRAMES],
             held: vec![Held::Free; FRAMES],
+            free: (0..u32::try_from(FRAMES).unwrap()).collect(),
+            counts: [FRAMES, 0, 0, 0],
             leaving: VecDeque::new(),
             delivered: VecDeque::new(),
             events: vec![],
@@ -64,14 +69,30 @@ impl Surroundings {
         let held = &mut self.held[frame as usize];
         assert_eq!(*held, from, "frame {frame}");
         *held = to;
+        self.counts[from as usize] -= 1;
+        self.counts[to as usize] += 1;
+        if from == Held::Free {
+            assert_eq!(self.free.pop(), Some(frame));
+        }
+        if to == Held::Free {
+            self.free.push(frame);
+        }
     }
 
+    /// The page frame to take next.
     pub fn free(&self) -> Option<u32> {
-        self.held.iter().position(|&held| held == Held::Free).map(|at| u32::try_from(at).unwrap())
+        self.free.last().copied()
     }
 
     pub fn count(&self, what: Held) -> usize {
-        self.held.iter().filter(|&&held| held == what).count()
+        self.counts[what as usize]
+    }
+
+    /// Forgets what the card and the application have.
+    pub fn reset(&mut self) {
+        let events = core::mem::take(&mut self.events);
+        *self =
+            Self { events, acknowledged: self.acknowledged, abandoned: self.abandoned, ..Self::default() };
     }
 }
 

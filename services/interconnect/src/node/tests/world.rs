@@ -178,8 +178,7 @@ impl World {
         host.epoch = 0;
         host.node = Node::new(config, self.now + host.clock_ahead);
         host.last_read = None;
-        host.around.held.fill(Held::Free);
-        host.around.leaving.clear();
+        host.around.reset();
         host.backlog.clear();
         host.woken_for = u64::MAX;
         self.at(self.now, What::Wake(at));
