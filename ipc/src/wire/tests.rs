@@ -78,6 +78,25 @@ fn the_layout_is_little_endian_and_fixed() {
     assert_eq!(bytes[48..52], [0x78, 0x56, 0x34, 0x12]);
 }
 
+/// The frame that `docs/wire-protocol.md` shows.
+#[test]
+fn the_documented_announcement_is_what_is_sent() {
+    let identity = Identity { cluster: 1, epoch: 0, node: 1, incarnation: 639 };
+    let from = MacAddress([0x52, 0x54, 0, 0, 0, 1]);
+    let message = Message { tag: 639, ..Message::new(Kind::Announce, Class::Control) };
+    let header = FrameHeader::new(identity, from, ALL_STATIONS, message).seal(0);
+    let shown = include_str!("../../../docs/wire-protocol.md");
+    let (_, shown) = shown.split_once("An announcement of node 1:\n\n```text\n").unwrap();
+    let (shown, _) = shown.split_once("```").unwrap();
+    let is_byte = |word: &&str| word.len() == 2;
+    let lines = shown.lines().map(|line| line.split("   ").next().unwrap());
+    let bytes: std::vec::Vec<u8> = lines
+        .flat_map(|line| line.split_whitespace().filter(is_byte))
+        .map(|word| u8::from_str_radix(word, 16).unwrap())
+        .collect();
+    assert_eq!(header.as_bytes(), bytes);
+}
+
 #[test]
 fn every_wrong_field_is_named() {
     let mut wrong = frame(0);
