@@ -51,6 +51,8 @@ pub struct Node<F, const PEERS: usize> {
     transport: Transport<F, PEERS>,
     /// The life and the view that the channels are open for.
     channels: Option<(u16, u32, u32)>,
+    /// Whether there was room for all of them.
+    complete: bool,
     clock: ClusterClock,
     estimator: Estimator,
     leader: Option<Member>,
@@ -71,6 +73,7 @@ impl<F: Copy, const PEERS: usize> Node<F, PEERS> {
             membership: Membership::new(config.life, config.profile, config.timing, now),
             transport: Transport::new(config.limits),
             channels: None,
+            complete: false,
             clock: ClusterClock::new(),
             estimator: Estimator::new(),
             leader: None,
@@ -156,24 +159,22 @@ impl<F: Copy, const PEERS: usize> Node<F, PEERS> {
         let view = self.membership.view();
         let me = self.membership.me();
         let current = (me.incarnation, view.epoch, view.origin);
-        if self.channels == Some(current) {
+        if self.channels == Some(current) && self.complete {
             return;
         }
-        let stays = |node, incarnation| {
-            view.get(node).is_some_and(|member| member.incarnation == incarnation)
-                && self
-                    .channels
-                    .is_some_and(|(life, _, origin)| (life, origin) == (me.incarnation, view.origin))
-        };
+        // Of a new life of this node, or of another series of views, no channel is an old one.
+        let is_same =
+            self.channels.is_some_and(|(life, _, origin)| (life, origin) == (me.incarnation, view.origin));
+        let stays = |life| is_same && view.contains(life);
         self.transport.close(stays, sink);
-        let mut all = true;
-        for &Member { node, incarnation, mac } in view.members() {
-            if node != me.node && !self.transport.has(node, incarnation) {
+        self.channels = Some(current);
+        self.complete = true;
+        for &life in view.members() {
+            if life != me && !self.transport.has(life) {
                 // When there is no room, the card still has frames of former members: it is tried again.
-                all &= self.transport.open(node, incarnation, mac);
+                self.complete &= self.transport.open(life);
             }
         }
-        self.channels = all.then_some(current).or(self.channels);
         let leader = view.members().first().copied();
         if leader != self.leader {
             self.leader = leader;

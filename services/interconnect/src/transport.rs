@@ -16,6 +16,7 @@ use ipc::wire::{
     MacAddress, Message as Fields, Parsed, UnumHeader,
 };
 
+use crate::membership::Member;
 use crate::sink::{Outcome, Output, Payload, Receipt, Sink, Token};
 use crate::statistics::{ClassCounters, Histogram};
 use link::{Link, Standing};
@@ -97,21 +98,21 @@ impl<F: Copy, const PEERS: usize> Transport<F, PEERS> {
 
     /// Whether there is a channel to this life of a node.
     #[must_use]
-    pub fn has(&self, node: u16, incarnation: u16) -> bool {
-        self.links.iter().any(|l| l.is_member() && l.node == node && l.incarnation == incarnation)
+    pub fn has(&self, life: Member) -> bool {
+        self.links.iter().any(|link| link.is_member() && link.life == life)
     }
 
     /// Opens the channels to a life of a node; whether there was room.
-    pub fn open(&mut self, node: u16, incarnation: u16, mac: MacAddress) -> bool {
+    pub fn open(&mut self, life: Member) -> bool {
         self.links.retain(|link| !link.is_over());
         self.generation = self.generation.wrapping_add(1);
-        self.links.push(Link::new(node, incarnation, mac, self.generation, &self.limits)).is_ok()
+        self.links.push(Link::new(life, self.generation, &self.limits)).is_ok()
     }
 
-    /// Closes the channels to the nodes that do not `stay`.
-    pub fn close(&mut self, stays: impl Fn(u16, u16) -> bool, sink: &mut impl Sink<F>) {
+    /// Closes the channels to the lives that do not `stay`.
+    pub fn close(&mut self, stays: impl Fn(Member) -> bool, sink: &mut impl Sink<F>) {
         for link in &mut self.links {
-            if link.is_member() && !stays(link.node, link.incarnation) {
+            if link.is_member() && !stays(link.life) {
                 link.close(&mut self.waiting, sink);
             }
         }
@@ -125,7 +126,7 @@ impl<F: Copy, const PEERS: usize> Transport<F, PEERS> {
     pub fn send(&mut self, node: u16, message: Message<F>) -> Result<(), SendError> {
         let Message { class, tag, contents } = message;
         let capacity = self.capacity();
-        let link = self.links.iter_mut().find(|link| link.is_member() && link.node == node);
+        let link = self.links.iter_mut().find(|link| link.is_member() && link.life.node == node);
         let lane = link.ok_or(SendError::NoSuchMember)?.lane(class);
         let bytes = contents.map_or(0, |(_, bytes)| bytes);
         let is_length = (MIN_PAYLOAD..=MAX_PAYLOAD).contains(&usize::from(bytes)) && bytes % 8 == 0;
@@ -189,9 +190,9 @@ impl<F: Copy, const PEERS: usize> Transport<F, PEERS> {
         sink: &mut impl Sink<F>,
     ) -> Result<(), Rejected> {
         let source = parsed.header.source.get();
-        let link = self.links.iter_mut().find(|link| link.is_member() && link.node == source);
+        let link = self.links.iter_mut().find(|link| link.is_member() && link.life.node == source);
         let link = link.ok_or(Rejected::Stranger)?;
-        if link.mac != parsed.from {
+        if link.life.mac != parsed.from {
             return Err(Rejected::OtherCard);
         }
         let next = parsed.header.acknowledgement.get();
@@ -256,7 +257,7 @@ impl<F: Copy, const PEERS: usize> Transport<F, PEERS> {
     ) -> bool {
         let capped = is_capped(class) && self.in_card >= self.limits.pages_in_card;
         let Some(link) = self.links.get_mut(at).filter(|link| link.is_member()) else { return false };
-        let (generation, to) = (link.generation, link.mac);
+        let (generation, to) = (link.generation, link.life.mac);
         let lane = link.lane(class);
         let Some(number) = lane.sender.ready() else { return false };
         let has_part = lane.sender.has_part(number);
@@ -304,7 +305,7 @@ impl<F: Copy, const PEERS: usize> Transport<F, PEERS> {
         sink: &mut impl Sink<F>,
     ) -> usize {
         for link in self.links.iter_mut().filter(|link| link.is_member()) {
-            let to = link.mac;
+            let to = link.life.mac;
             for class in Class::ALL {
                 if room == 0 {
                     return 0;
@@ -351,13 +352,13 @@ impl<F: Copy, const PEERS: usize> Transport<F, PEERS> {
         let is_lost = |link: &&Link<F>| {
             link.standing == Standing::Member && link.lanes.iter().any(|lane| lane.sender.is_exhausted())
         };
-        self.links.iter().find(is_lost).map(|link| link.node)
+        self.links.iter().find(is_lost).map(|link| link.life.node)
     }
 
     /// What passed between this node and a member, by class.
     #[must_use]
     pub fn counters(&self, node: u16) -> Option<[ClassCounters; CLASSES]> {
-        let link = self.links.iter().find(|link| link.is_member() && link.node == node)?;
+        let link = self.links.iter().find(|link| link.is_member() && link.life.node == node)?;
         Some(link.lanes.each_ref().map(|lane| {
             let (fast_retransmissions, timeout_retransmissions) = lane.sender.retransmissions();
             ClassCounters { fast_retransmissions, timeout_retransmissions, ..lane.counters }
@@ -367,7 +368,7 @@ impl<F: Copy, const PEERS: usize> Transport<F, PEERS> {
     /// The round trips to a member.
     #[must_use]
     pub fn round_trips(&self, node: u16) -> Option<&Histogram> {
-        let link = self.links.iter().find(|link| link.is_member() && link.node == node)?;
+        let link = self.links.iter().find(|link| link.is_member() && link.life.node == node)?;
         Some(&link.round_trips)
     }
 }

@@ -2,12 +2,13 @@
 
 use core::array;
 
-use ipc::wire::{CLASSES, Class, Fragment, MAX_PAYLOAD, MacAddress, Parsed};
+use ipc::wire::{CLASSES, Class, Fragment, MAX_PAYLOAD, Parsed};
 
 use super::receiver::{Arrived, Partial, Receiver, Refused};
 use super::rtt::RttEstimator;
 use super::sender::{Acknowledgement, Due, Sender};
 use super::{Limits, Rejected};
+use crate::membership::Member;
 use crate::sink::{Delivery, Outcome, Output, Receipt, Sink};
 use crate::statistics::{ClassCounters, Histogram};
 
@@ -38,9 +39,7 @@ pub(super) struct Lane<F> {
 /// One life of a peer.
 #[derive(Debug)]
 pub(super) struct Link<F> {
-    pub node: u16,
-    pub incarnation: u16,
-    pub mac: MacAddress,
+    pub life: Member,
     pub generation: u32,
     pub standing: Standing,
     pub rtt: RttEstimator,
@@ -49,7 +48,7 @@ pub(super) struct Link<F> {
 }
 
 impl<F: Copy> Link<F> {
-    pub fn new(node: u16, incarnation: u16, mac: MacAddress, generation: u32, limits: &Limits) -> Self {
+    pub fn new(life: Member, generation: u32, limits: &Limits) -> Self {
         let lane = |class: usize| Lane {
             sender: Sender::new(),
             receiver: Receiver::new(limits.windows.get(class).copied().unwrap_or(0)),
@@ -58,9 +57,7 @@ impl<F: Copy> Link<F> {
             probe: false,
         };
         Self {
-            node,
-            incarnation,
-            mac,
+            life,
             generation,
             standing: Standing::Member,
             rtt: RttEstimator::new(limits.rto),
@@ -107,7 +104,7 @@ impl<F: Copy> Link<F> {
 
     /// Tells of frames that are the caller's again, and of room.
     pub fn release(&mut self, class: Class, outcome: Outcome, sink: &mut impl Sink<F>) {
-        let node = self.node;
+        let node = self.life.node;
         let lane = self.lane(class);
         while let Some(frame) = lane.sender.pop_done() {
             sink.put(Output::Done { node, class, frame, outcome });
@@ -159,7 +156,7 @@ impl<F: Copy> Link<F> {
 
     /// Delivers what is in order, or adds it to the page that it is a fragment of.
     fn deliver(&mut self, class: Class, arrived: Arrived<F>, now: u64, sink: &mut impl Sink<F>) {
-        let (node, receipt) = (self.node, Receipt { generation: self.generation, class });
+        let (node, receipt) = (self.life.node, Receipt { generation: self.generation, class });
         let Arrived { tag, contents, fragment } = arrived;
         let lane = self.lane(class);
         let contents = match (lane.receiver.partial.take(), contents) {
