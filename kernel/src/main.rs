@@ -21,10 +21,10 @@ use hw::percpu::PerCpu;
 struct Kernel {
     state: State,
     /// There from before the first service starts.
-    machine: Option<HwMachine>,
+    machine: HwMachine,
 }
 
-static KERNEL: Lock<Kernel> = Lock::new(Kernel { state: State::empty(), machine: None });
+static KERNEL: Lock<Kernel> = Lock::new(Kernel { state: State::empty(), machine: HwMachine::absent() });
 
 /// The first core, on the boot stack.
 fn kernel_main(boot: Handover, core: &'static mut PerCpu) -> ! {
@@ -43,7 +43,6 @@ fn step(core: &mut PerCpu, act: impl FnOnce(&mut State, &mut HwMachine, CoreId))
     let id = CoreId::from_index(core.core());
     {
         let Kernel { state, machine } = &mut *kernel;
-        let Some(machine) = machine else { return };
         act(state, machine, id);
         state.settle(machine, id);
     }
@@ -59,7 +58,7 @@ fn on_syscall(core: &mut PerCpu) {
     let mut kernel = KERNEL.lock();
     let id = CoreId::from_index(core.core());
     // The shortest way: the context comes out of the step itself.
-    core.set_current(&mut kernel, |Kernel { state, machine }| state.syscall(machine.as_mut()?, id));
+    core.set_current(&mut kernel, |Kernel { state, machine }| state.syscall(machine, id));
 }
 
 fn on_interrupt(core: &mut PerCpu, vector: u8) {

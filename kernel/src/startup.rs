@@ -125,7 +125,7 @@ pub fn start(handover: Handover, core: &'static mut PerCpu) -> ! {
     (state.node.entered, state.node.left) = (entered, machine.now());
     state.wake_up(&mut machine, first);
     state.settle(&mut machine, first);
-    *place = Some(machine);
+    *place = machine;
     go_on(core, &mut kernel, first);
     drop(kernel);
     boot::leave(core)

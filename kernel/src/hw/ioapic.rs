@@ -84,6 +84,12 @@ const _: () = assert!(SELECT == 0);
 pub struct IoApics(Vec<IoApic, MAX_IO_APICS>);
 
 impl IoApics {
+    /// None.
+    #[must_use]
+    pub const fn absent() -> Self {
+        Self(Vec::new())
+    }
+
     /// Takes over the machine's I/O APICs with every line masked.
     ///
     /// # Safety

@@ -34,6 +34,12 @@ pub struct HwMachine {
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
 impl HwMachine {
+    /// Before the chipset is taken over: without any of its parts.
+    #[must_use]
+    pub const fn absent() -> Self {
+        Self { io_apics: IoApics::absent(), pci: ConfigSpace::absent(), power: Power::absent() }
+    }
+
     /// Takes over the chipset: maps the registers of I/O APICs, PCI configuration space and power control, and masks
     /// every interrupt line.
     ///

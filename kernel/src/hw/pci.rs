@@ -32,6 +32,12 @@ pub struct ConfigSpace {
 }
 
 impl ConfigSpace {
+    /// Without a segment.
+    #[must_use]
+    pub const fn absent() -> Self {
+        Self { mapped: Vec::new() }
+    }
+
     /// Uses the segments that are segment 0's.
     ///
     /// # Safety

@@ -51,6 +51,12 @@ fn write(register: Register, width: Width, value: u16) {
 }
 
 impl Power {
+    /// Without a way out.
+    #[must_use]
+    pub const fn absent() -> Self {
+        Self { off: [None; 2], enable: None, reset: None, tsc_hz: 0 }
+    }
+
     /// Takes what ACPI says.
     #[must_use]
     pub fn new(acpi: &Acpi, tsc_hz: u64) -> Self {
