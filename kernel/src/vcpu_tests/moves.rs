@@ -210,3 +210,20 @@ fn two_vcpus_share_a_core_fairly_and_no_budget_ends_one() {
     n.exit(CORE, code::PAUSE, [0; 2]);
     assert_ne!(n.guest(CORE), here);
 }
+
+#[test]
+fn a_vcpu_that_nobody_waits_behind_is_looked_at_less_often() {
+    let mut n = Node::running(1, 2);
+    let turn = n.state.turn;
+    // The other one halts: there is nobody to share the core with.
+    let (here, other) = if n.guest(CORE) == Some(V0) { (V0, V1) } else { (V1, V0) };
+    n.halt(CORE, here, NEVER);
+    assert_eq!(n.guest(CORE), Some(other));
+    n.m.now += turn;
+    n.timer(CORE);
+    assert!(n.m.timer > n.m.now + turn && n.m.timer <= n.m.now + 5 * turn, "{} at {}", n.m.timer, n.m.now);
+    // It comes back, and turns are what they were.
+    n.step(CORE, |state, m, core| state.kick(m, core, here));
+    n.step(CORE, |state, m, core| state.reschedule(m, core));
+    assert!(n.m.timer <= n.m.now + turn, "{} at {}", n.m.timer, n.m.now);
+}
