@@ -826,6 +826,8 @@ pub struct StartPage {
     pub heap_bytes: u64,
     /// The node's number in its cluster as far as the image or the command line says; 0 otherwise.
     pub node: u64,
+    /// [`Image::checksum`](crate::image::Image::checksum) of the image that the node runs.
+    pub image: u64,
     /// Capabilities.
     pub entries: [StartEntry; MAX_CAPABILITIES],
 }

@@ -347,6 +347,12 @@ impl<'a> Image<'a> {
         Ok(Self { bytes, entries })
     }
 
+    /// What tells this image from others: the CRC-32 of its table, which has length and CRC-32 of every part.
+    #[must_use]
+    pub fn checksum(&self) -> u64 {
+        crc32fast::hash(self.entries.as_bytes()).into()
+    }
+
     /// The entries, in order.
     #[must_use]
     pub fn entries(&self) -> &'a [Entry] {

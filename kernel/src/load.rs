@@ -409,6 +409,7 @@ impl<M: Machine, S: Spaces> Loader<'_, '_, M, S> {
             cores: u32::try_from(cores).unwrap_or(1),
             heap_bytes: u64::from(descriptor.heap_bytes),
             node,
+            image: self.image.checksum(),
             ..StartPage::new_zeroed()
         };
         let mut draft = Draft { service, id, core, priority: descriptor.priority, page };

@@ -263,6 +263,7 @@ fn an_image_becomes_services_that_run() {
     assert_eq!(&loaded.m.at(data)[..6], b"hello\0");
     let (page, _) = StartPage::read_from_prefix(loaded.m.at(start)).unwrap();
     assert_eq!((page.magic, page.service, page.threads, page.node), (START_MAGIC, 1, 2, 7));
+    assert_eq!(page.image, u64::from(Header::read_from_prefix(&bytes).unwrap().0.table_crc));
     let entries = &page.entries[..page.entry_count as usize];
     let kinds: Vec<_> = entries.iter().map(|e| CapabilityKind::from_number(e.kind).unwrap()).collect();
     use CapabilityKind::{DeviceMemory, DmaRegion, Endpoint, Interrupt, PciFunction};

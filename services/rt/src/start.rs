@@ -81,6 +81,12 @@ impl<'a> Start<'a> {
         self.page.node
     }
 
+    /// What tells the node's image from others.
+    #[must_use]
+    pub fn image(&self) -> u64 {
+        self.page.image
+    }
+
     /// Cores on this node.
     #[must_use]
     pub fn cores(&self) -> u32 {
