@@ -3,6 +3,8 @@
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
 
+use crate::wire::WireError;
+
 /// The most nodes that one node hears of.
 pub const MAX_PEERS: usize = 64;
 /// The most exchanges in one measurement.
@@ -20,6 +22,17 @@ crate::interface! {
         control begin_exchange(ExchangeRequest) -> ExchangeAnswer = 3;
         /// How the measurement that was begun last stands.
         control exchange() -> Exchange = 4;
+        /// Who belongs to the cluster, and how well its clock is known; `None` when the node has no card.
+        control view() -> Option<View> = 5;
+        /// Lends a page frame of the pool that the service shares with its clients, to write a message's contents to;
+        /// `None` when none can be spared.
+        control lend() -> Option<Handle> = 6;
+        /// Takes a page frame back.
+        control give_back(Handle) -> bool = 7;
+        /// Sends a message through the reliable channel to a member. Its page frame is not the caller's any more.
+        control send(Outgoing) -> SendAnswer = 8;
+        /// The next message that came. Its page frame is lent to the caller.
+        control receive() -> Option<Incoming> = 9;
     }
 }
 
@@ -38,8 +51,81 @@ pub struct Counters {
     pub received: Traffic,
     /// Frames not accepted or not sent, by reason.
     pub dropped: Drops,
+    /// Hellos of nodes that cannot be members beside this one.
+    pub refused: u64,
+    /// Messages with contents.
+    pub messages: Messages,
     /// Times that an interrupt of the card told the service of frames.
     pub interrupts: u64,
+}
+
+/// Messages that had a page frame, sent through reliable channels, and what became of them.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Messages {
+    /// Taken to be sent.
+    pub sent: u64,
+    /// The other node has them.
+    pub acknowledged: u64,
+    /// Given up, because the other node's life is no member any more.
+    pub abandoned: u64,
+}
+
+/// A [`FrameHandle`](crate::frame::FrameHandle): its index is the page frame's place in the pool.
+pub type Handle = u64;
+
+/// How urgent a message is: [`Class`](crate::wire::Class) has more to say.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Urgency {
+    /// Others wait for it.
+    #[default]
+    Control,
+    /// A question.
+    Request,
+    /// A page that a processor waits for.
+    Page,
+    /// Nobody waits for it.
+    Bulk,
+}
+
+/// A message to be sent.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Outgoing {
+    /// To which node.
+    pub node: u16,
+    /// How urgent.
+    pub urgency: Urgency,
+    /// What it says.
+    pub tag: u64,
+    /// A page frame that was lent, and how many of its first bytes: 8 to 4096, a multiple of 8.
+    pub contents: Option<(Handle, u16)>,
+}
+
+/// What the service makes of an [`Outgoing`]. Unless it is taken, its page frame stays the caller's.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum SendAnswer {
+    /// It is taken: it comes once and in order, or is given up with the other node's life.
+    Taken,
+    /// The node has no card.
+    NoCard,
+    /// The other node is not a member.
+    NoSuchMember,
+    /// So many wait that there is no room for it now.
+    Full,
+    /// The page frame was not lent, or its contents have a length that no message on this link has.
+    BadContents,
+}
+
+/// A message that came.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Incoming {
+    /// From which node.
+    pub node: u16,
+    /// How urgent.
+    pub urgency: Urgency,
+    /// What it says.
+    pub tag: u64,
+    /// A page frame with the contents at its start, and how many bytes.
+    pub contents: Option<(Handle, u16)>,
 }
 
 /// Frames and their bytes.
@@ -51,25 +137,75 @@ pub struct Traffic {
     pub bytes: u64,
 }
 
-/// Frames not accepted or not sent, by reason.
+/// Frames not accepted or not sent, by reason. All but the last were received.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Drops {
-    /// Received: shorter than its headers.
+    /// Shorter than its headers.
     pub short: u64,
-    /// Received: of another Ethernet type.
+    /// Of another Ethernet type.
     pub foreign: u64,
-    /// Received: of our type, but a field of its header is none of ours.
+    /// Of another version of the protocol.
+    pub version: u64,
+    /// Encrypted with a key that this node does not have.
+    pub key: u64,
+    /// A field of its header is none of ours.
     pub malformed: u64,
-    /// Received: its header's or its payload's checksum is wrong.
+    /// Its header's or its payload's checksum is wrong.
     pub corrupt: u64,
-    /// Received: of another cluster or epoch, or for another node.
+    /// Of another cluster.
+    pub other_cluster: u64,
+    /// Of another epoch.
+    pub other_epoch: u64,
+    /// For another station.
     pub elsewhere: u64,
-    /// Received: from a node that has this node's number, or another node's.
+    /// From a card that claims a number which is this node's, or another card's.
     pub duplicate: u64,
-    /// Received: answers nothing that was asked, or asks everybody what is for one.
+    /// From a node that is no member.
+    pub stranger: u64,
+    /// Answers nothing that was asked, or goes to all where it must go to one.
     pub unexpected: u64,
-    /// Not sent: the card's queue was full.
+    /// Not sent: the card's queue was full, or there was no page frame.
     pub no_room: u64,
+}
+
+impl Drops {
+    /// Counts a frame that is refused for this reason.
+    pub const fn count(&mut self, error: &WireError) {
+        *match error {
+            WireError::Truncated { .. } => &mut self.short,
+            WireError::EtherType(_) => &mut self.foreign,
+            WireError::Version(_) => &mut self.version,
+            WireError::Key(_) => &mut self.key,
+            WireError::EthernetSource(_)
+            | WireError::Kind(_)
+            | WireError::Source(_)
+            | WireError::PayloadLength { .. } => &mut self.malformed,
+            WireError::HeaderChecksum | WireError::PayloadChecksum => &mut self.corrupt,
+            WireError::Cluster(_) => &mut self.other_cluster,
+            WireError::Epoch(_) => &mut self.other_epoch,
+            WireError::Destination(_) => &mut self.elsewhere,
+            WireError::OwnSource => &mut self.duplicate,
+        } += 1;
+    }
+
+    /// All that were received.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        let Self { short, foreign, version, key, malformed, corrupt, .. } = *self;
+        let Self { other_cluster, other_epoch, elsewhere, duplicate, stranger, unexpected, .. } = *self;
+        short
+            + foreign
+            + version
+            + key
+            + malformed
+            + corrupt
+            + other_cluster
+            + other_epoch
+            + elsewhere
+            + duplicate
+            + stranger
+            + unexpected
+    }
 }
 
 /// The nodes that were heard of lately.
@@ -84,8 +220,28 @@ pub struct Peer {
     pub mac: [u8; 6],
     /// Which of its lives: another number after each start.
     pub incarnation: u16,
+    /// Whether this life of it is a member of the view that is installed.
+    pub is_member: bool,
     /// Milliseconds since it was last heard of.
     pub silent_ms: u32,
+}
+
+/// Who belongs to the cluster, as this node knows it, and the cluster's clock.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct View {
+    /// Which view is installed; 0 for none.
+    pub epoch: u32,
+    /// The numbers of its members, in their order.
+    pub members: Vec<u16, MAX_PEERS>,
+    /// This node's number.
+    pub node: u16,
+    /// Which life of this node.
+    pub incarnation: u16,
+    /// Whether this node hears enough of the members to act in the view.
+    pub may_act: bool,
+    /// How far this node's reading of the cluster's clock may be from the first member's, in nanoseconds, once it is
+    /// known.
+    pub clock_error_ns: Option<u64>,
 }
 
 /// What to measure.
@@ -118,7 +274,7 @@ pub enum ExchangeAnswer {
     Begun,
     /// The node has no card.
     NoCard,
-    /// The node is not among the [`Peers`].
+    /// The node is not a member.
     NoSuchPeer,
     /// Another measurement runs.
     Busy,

@@ -116,11 +116,19 @@ fn the_largest_messages_fit_a_page() {
             duplicate: u64::MAX,
             unexpected: u64::MAX,
             no_room: u64::MAX,
+            ..interconnect::Drops::default()
         },
+        refused: u64::MAX,
+        messages: interconnect::Messages { sent: 1, acknowledged: 2, abandoned: u64::MAX },
         interrupts: u64::MAX,
     }));
-    let peer =
-        interconnect::Peer { node: u16::MAX, mac: [255; 6], incarnation: u16::MAX, silent_ms: u32::MAX };
+    let peer = interconnect::Peer {
+        node: u16::MAX,
+        mac: [255; 6],
+        incarnation: u16::MAX,
+        is_member: true,
+        silent_ms: u32::MAX,
+    };
     holds(&interconnect::Peers::from_array([peer; interconnect::MAX_PEERS]));
     let shape = interconnect::Shape::Fetch;
     let request = interconnect::ExchangeRequest { node: u16::MAX, shape, count: u16::MAX };

@@ -7,8 +7,6 @@ pub const MAX_FRAGMENTS: usize = 4;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]
 pub enum Kind {
-    /// "This node is here, at this Ethernet address": no payload; the tag is the incarnation.
-    Announce = 1,
     /// Asks for the same payload back.
     EchoRequest = 2,
     /// What the request whose sequence number is the acknowledgement asked for.
@@ -35,7 +33,6 @@ impl Kind {
     #[must_use]
     pub const fn from_number(number: u8) -> Option<Self> {
         match number {
-            1 => Some(Self::Announce),
             2 => Some(Self::EchoRequest),
             3 => Some(Self::Reply),
             4 => Some(Self::PageRequest),

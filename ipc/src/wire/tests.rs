@@ -80,13 +80,13 @@ fn the_layout_is_little_endian_and_fixed() {
 
 /// The frame that `docs/wire-protocol.md` shows.
 #[test]
-fn the_documented_announcement_is_what_is_sent() {
-    let identity = Identity { cluster: 1, epoch: 0, node: 1, incarnation: 639 };
-    let from = MacAddress([0x52, 0x54, 0, 0, 0, 1]);
-    let message = Message { tag: 639, ..Message::new(Kind::Announce, Class::Control) };
-    let header = FrameHeader::new(identity, from, ALL_STATIONS, message).seal(0);
+fn the_documented_question_is_what_is_sent() {
+    let identity = Identity { cluster: 1, epoch: 1, node: 2, incarnation: 639 };
+    let station = |node| MacAddress([0x52, 0x54, 0, 0, 0, node]);
+    let message = Message { sequence: 7, ..Message::new(Kind::ClockRequest, Class::Control) };
+    let header = FrameHeader::new(identity, station(2), station(1), message).seal(0);
     let shown = include_str!("../../../docs/wire-protocol.md");
-    let (_, shown) = shown.split_once("An announcement of node 1:\n\n```text\n").unwrap();
+    let (_, shown) = shown.split_once("Node 2 asks node 1 what time it is:\n\n```text\n").unwrap();
     let (shown, _) = shown.split_once("```").unwrap();
     let is_byte = |word: &&str| word.len() == 2;
     let lines = shown.lines().map(|line| line.split("   ").next().unwrap());
@@ -140,7 +140,7 @@ fn a_frame_for_others_is_not_ours() {
     assert_eq!(check(|h| h.epoch = 2.into()), Err(WireError::Epoch(2)));
     assert_eq!(check(|h| h.source = HERE.node.into()), Err(WireError::OwnSource));
     assert_eq!(parse(&frame(0), 0).unwrap().check_address(&HERE, MAC), Err(WireError::Destination(MAC_HERE)));
-    let to_all = FrameHeader::new(THERE, MAC, ALL_STATIONS, Message::new(Kind::Announce, Class::Control));
+    let to_all = FrameHeader::new(THERE, MAC, ALL_STATIONS, Message::new(Kind::Hello, Class::Control));
     assert_eq!(parse(&to_all.seal(0), 0).unwrap().check_address(&HERE, MAC_HERE), Ok(()));
 }
 
@@ -177,7 +177,7 @@ proptest! {
     #[test]
     fn what_parses_says_what_was_sent(
         payload_bytes in 8u16..=4096, sequence: u32, acknowledgement: u32, tag: u64, transmission: u8,
-        number in 1u8..=10, class in 0u8..4, acknowledged in 0u8..4, index in 0u8..4, last: bool, checksum: u32,
+        number in 2u8..=10, class in 0u8..4, acknowledged in 0u8..4, index in 0u8..4, last: bool, checksum: u32,
     ) {
         let message = Message {
             kind: Kind::from_number(number).unwrap(), class: Class::from_bits(class),

@@ -64,6 +64,17 @@ pub trait Card {
     /// [`NetError::DeviceMisbehaved`].
     fn reclaim_sent(&mut self) -> Result<Option<Option<Self::Frame>>, NetError>;
 
+    /// Frames that can be sent before one must be reclaimed.
+    fn send_room(&self) -> usize;
+
+    /// A page frame's number, which no other one has.
+    fn number(frame: &Self::Frame) -> u32;
+    /// Copies a page frame's first bytes, at most a page.
+    fn read(&self, frame: &Self::Frame, bytes: &mut [u8]);
+    /// Writes a page frame's first bytes, at most a page.
+    fn write(&mut self, frame: &mut Self::Frame, bytes: &[u8]);
+    /// Copies the first `bytes` of page frame `from` to `offset` in page frame `to`; both are multiples of 8.
+    fn append(&mut self, from: &Self::Frame, to: &mut Self::Frame, offset: u16, bytes: u16);
     /// The CRC-32C of a page frame's first bytes, so many and at most a page.
     fn checksum(&self, frame: &Self::Frame, bytes: u16) -> u32;
     /// Fills a page frame with the [`word`]s of a seed.

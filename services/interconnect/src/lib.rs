@@ -1,18 +1,18 @@
 //! Carries messages and pages between nodes.
 //!
 //! * [`card`]: what the service asks of a network card.
-//! * [`station`]: the node on the wire: it announces itself, answers echoes, judges and counts what comes.
-//! * [`peers`]: the other nodes.
+//! * [`node`]: the interconnect as one state machine; it is made of [`transport`] (reliable channels),
+//!   [`membership`] (who belongs to the cluster) and [`clock`] (one time for all); [`sink`] is what it asks of its
+//!   surroundings, [`statistics`] what it counts.
+//! * [`station`]: the node at its card: whose page frames are when, and bare exchanges.
 //! * [`exchange`]: the measurement of bare exchanges.
 //! * [`pace`]: when to poll the card and when to sleep.
-//! * [`node`]: the interconnect as one state machine, which no program drives yet; it is made of
-//!   [`transport`] (reliable channels), [`membership`] (who belongs to the cluster) and [`clock`] (one time for all);
-//!   [`sink`] is what it asks of its surroundings, [`statistics`] what it counts.
 //!
 //! All of it is safe code that knows no device; the program adds the card and the loop.
 #![no_std]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
@@ -22,7 +22,6 @@ pub mod exchange;
 pub mod membership;
 pub mod node;
 pub mod pace;
-pub mod peers;
 pub mod serial;
 pub mod sink;
 pub mod station;

@@ -4,6 +4,8 @@
 
 mod nic;
 mod program;
+mod settings;
+mod tell;
 
 use rt::serve::serve;
 use rt::start::Start;

@@ -159,6 +159,11 @@ impl Membership {
         self.quorate
     }
 
+    /// The other nodes that were heard of lately, and when each was last.
+    pub fn peers(&self) -> impl Iterator<Item = (Member, u64)> {
+        self.table.iter().map(|peer| (peer.life, peer.heard))
+    }
+
     /// Nodes that were refused, by [`Refusal`].
     #[must_use]
     pub const fn refusals(&self) -> &[u64; REFUSALS] {

@@ -199,6 +199,38 @@ impl Card for Nic {
         self.net.reclaim_sent()
     }
 
+    fn send_room(&self) -> usize {
+        self.net.send_room()
+    }
+
+    fn number(frame: &Frame) -> u32 {
+        frame.number()
+    }
+
+    fn read(&self, frame: &Frame, bytes: &mut [u8]) {
+        for (bytes, shared) in bytes.chunks_mut(8).zip(self.words(frame)) {
+            let word = shared.load(Ordering::Relaxed).to_le_bytes();
+            bytes.copy_from_slice(word.get(..bytes.len()).unwrap_or_default());
+        }
+    }
+
+    fn write(&mut self, frame: &mut Frame, bytes: &[u8]) {
+        for (bytes, shared) in bytes.chunks(8).zip(self.words(frame)) {
+            let mut word = [0; 8];
+            for (to, from) in word.iter_mut().zip(bytes) {
+                *to = *from;
+            }
+            shared.store(u64::from_le_bytes(word), Ordering::Relaxed);
+        }
+    }
+
+    fn append(&mut self, from: &Frame, to: &mut Frame, offset: u16, bytes: u16) {
+        let target = self.words(to).get(usize::from(offset) / 8..).unwrap_or_default();
+        for (from, to) in self.words(from).iter().zip(target).take(usize::from(bytes) / 8) {
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
     fn checksum(&self, frame: &Frame, bytes: u16) -> u32 {
         hal::crc32c(self.words(frame), usize::from(bytes))
     }

@@ -1,9 +1,10 @@
 //! A node on the wire as one state machine: what comes is judged and goes to membership, transport or clock.
 //!
 //! It has no clock, no card and no memory of its own: times are arguments, frames are names, and all it does goes to
-//! a [`Sink`]. Nothing is allocated; all tables have fixed sizes.
+//! a [`Sink`]. All tables have fixed sizes; channels alone are allocated, when their peer becomes a member.
 
 use heapless::Vec;
+use ipc::interfaces::interconnect::Drops;
 use ipc::wire::{
     ALL_STATIONS, CLASSES, Class, FrameHeader, Identity, Kind, MacAddress, Message as Fields, Parsed,
     WireError,
@@ -12,7 +13,7 @@ use ipc::wire::{
 use crate::clock::{ClusterClock, Estimator};
 use crate::membership::{self, MAX_HELLO, Member, Membership, Profile, View};
 use crate::sink::{Output, Payload, Receipt, Sink, Token};
-use crate::statistics::{ClassCounters, Drops, Histogram};
+use crate::statistics::{ClassCounters, Histogram};
 use crate::transport::{self, Message, Rejected, SendError, Transport};
 
 /// The most questions for the time that wait to be answered; more are dropped, and asked again.
@@ -96,6 +97,12 @@ impl<F: Copy, const PEERS: usize> Node<F, PEERS> {
             Ok(parsed) if matches!(parsed.kind, Kind::ClockRequest | Kind::ClockReply) => {
                 self.tell_time(&parsed, now);
                 sink.put(Output::Recycle(frame));
+            }
+            Ok(parsed) if matches!(parsed.kind, Kind::EchoRequest | Kind::PageRequest | Kind::Reply) => {
+                sink.put(match self.is_member(&parsed) {
+                    true => Output::Bare { parsed, frame },
+                    false => Output::Recycle(frame),
+                });
             }
             Ok(parsed) => {
                 if let Err(rejected) = self.transport.receive(&parsed, frame, now, sink) {
@@ -187,14 +194,22 @@ impl<F: Copy, const PEERS: usize> Node<F, PEERS> {
         }
     }
 
+    /// Whether a frame is from a member; else it is counted.
+    fn is_member(&mut self, parsed: &Parsed) -> bool {
+        match self.membership.view().get(parsed.header.source.get()) {
+            Some(member) if member.mac == parsed.from => return true,
+            Some(_) => self.drops.duplicate += 1,
+            None => self.drops.stranger += 1,
+        }
+        false
+    }
+
     /// Takes a question for the time, or an answer.
     fn tell_time(&mut self, parsed: &Parsed, now: u64) {
-        let from = parsed.header.source.get();
-        let is_member = self.membership.view().get(from).is_some_and(|member| member.mac == parsed.from);
-        if !is_member {
-            self.drops.stranger += 1;
+        if !self.is_member(parsed) {
             return;
         }
+        let from = parsed.header.source.get();
         let sequence = parsed.header.sequence.get();
         if parsed.kind == Kind::ClockRequest && self.clock.is_set() {
             if self.questions.push(Question { from: parsed.from, sequence, came: now }).is_err() {

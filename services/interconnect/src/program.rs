@@ -3,12 +3,12 @@
 use core::time::Duration;
 
 use interconnect::pace::{Limits, Pace, Pacer};
-use interconnect::station::{Event, Station, Timing};
+use interconnect::station::Station;
 use ipc::interfaces::interconnect::{
-    Counters, Exchange, ExchangeAnswer, ExchangeRequest, INTERFACE, Peers, Server, dispatch,
+    Counters, Exchange, ExchangeAnswer, ExchangeRequest, Handle, INTERFACE, Incoming, Outgoing, Peers,
+    SendAnswer, Server, View, dispatch,
 };
 use ipc::message::{Caller, Message, MessagePage, Refused};
-use ipc::wire::{Identity, MacAddress, NO_NODE};
 use rt::capability::Endpoint;
 use rt::membership::{Membership, description, keep};
 use rt::serve::Service;
@@ -17,18 +17,9 @@ use rt::text::Text;
 use rt::time::Clock;
 
 use crate::nic::{self, Nic, Opened};
+use crate::settings::{SUMMARY, config};
+use crate::tell::{report, tell_summary, tell_view, text, up_or_down};
 
-/// The cluster's number. One wire has one cluster until images name theirs.
-const CLUSTER: u16 = 1;
-/// The epoch of the membership: none has been agreed on.
-const EPOCH: u32 = 0;
-
-/// Between two announcements.
-const ANNOUNCE: Duration = Duration::from_millis(500);
-/// Silence after which a peer is forgotten.
-const PEER_LIFETIME: Duration = Duration::from_secs(3);
-/// The least time between two starts of a peer.
-const PEER_SETTLE: Duration = Duration::from_millis(100);
 /// The wait for an answer.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// Polling without anything coming, when an answer is waited for.
@@ -62,6 +53,10 @@ struct Network {
     next: Next,
     /// When the loop last went to wait.
     left: u64,
+    clock: Clock,
+    /// The life and the epoch that the log last told of.
+    told: (u16, u32),
+    next_summary: u64,
 }
 
 /// What the loop does next.
@@ -148,6 +143,29 @@ impl Server for Program {
         Ok(self.network.as_ref().map_or_else(Peers::new, |network| network.station.peers(milliseconds)))
     }
 
+    fn view(&mut self, _: Caller) -> Result<Option<View>, Refused> {
+        Ok(self.network.as_ref().map(Network::view))
+    }
+
+    fn lend(&mut self, _: Caller) -> Result<Option<Handle>, Refused> {
+        Ok(self.network.as_mut().and_then(|network| network.station.lend()))
+    }
+
+    fn give_back(&mut self, _: Caller, handle: Handle) -> Result<bool, Refused> {
+        Ok(self.network.as_mut().is_some_and(|network| network.station.give_back(handle)))
+    }
+
+    fn send(&mut self, _: Caller, outgoing: Outgoing) -> Result<SendAnswer, Refused> {
+        Ok(match &mut self.network {
+            Some(network) => network.station.send(outgoing),
+            None => SendAnswer::NoCard,
+        })
+    }
+
+    fn receive(&mut self, _: Caller) -> Result<Option<Incoming>, Refused> {
+        Ok(self.network.as_mut().and_then(|network| network.station.receive()))
+    }
+
     fn begin_exchange(&mut self, _: Caller, request: ExchangeRequest) -> Result<ExchangeAnswer, Refused> {
         Ok(match &mut self.network {
             Some(network) => network.station.begin_exchange(request),
@@ -168,25 +186,19 @@ impl Network {
         let clock = start.clock();
         let ticks = |duration| clock.ticks(duration);
         let now = rt::now();
-        let identity = identity(start, nic.mac(), now);
+        let config = config(start, nic.mac(), nic.mtu(), now);
         let link_up = nic.link_is_up();
         defmt::info!(
             "this is node {=u16}, at {=str}, MTU {=u16} (0: unknown), link {=str}",
-            identity.node,
+            config.life.node,
             text(nic.mac()).as_str(),
             nic.mtu().unwrap_or(0),
             up_or_down(link_up)
         );
-        let timing = Timing {
-            announce: ticks(ANNOUNCE),
-            peer_lifetime: ticks(PEER_LIFETIME),
-            peer_settle: ticks(PEER_SETTLE),
-            patience: ticks(PATIENCE),
-        };
         let limits =
             Limits { poll: ticks(POLL), linger: ticks(LINGER), awake: ticks(AWAKE), nap: ticks(NAP) };
         Self {
-            station: Station::new(nic, identity, timing, frames),
+            station: Station::new(nic, config, ticks(PATIENCE), frames),
             pacer: Pacer::new(limits, now),
             configuration_bits: configuration.bits,
             receive_bits: receive.bits,
@@ -195,6 +207,26 @@ impl Network {
             turn: ticks(TURN),
             next: Next::Again,
             left: now,
+            clock,
+            told: (0, 0),
+            next_summary: now.saturating_add(ticks(SUMMARY)),
+        }
+    }
+
+    fn view(&self) -> View {
+        self.station.view(|ticks| self.clock.duration(ticks).as_nanos().try_into().unwrap_or(u64::MAX))
+    }
+
+    /// Logs the view when it is another, and all in sum once in a while.
+    fn tell(&mut self, now: u64) {
+        let identity = self.station.node().identity();
+        if self.told != (identity.incarnation, identity.epoch) {
+            self.told = (identity.incarnation, identity.epoch);
+            tell_view(&self.view());
+        }
+        if now >= self.next_summary {
+            self.next_summary = now.saturating_add(self.clock.ticks(SUMMARY));
+            tell_summary(&self.view(), &self.station.counters());
         }
     }
 
@@ -211,7 +243,7 @@ impl Network {
             Next::Nap(until) => until,
             Next::Again => 0,
             Next::Interrupt if self.station.can_advance() => 0,
-            Next::Interrupt => self.station.deadline(),
+            Next::Interrupt => self.station.deadline().min(self.next_summary),
         }
     }
 
@@ -275,49 +307,7 @@ impl Network {
                 }
             }
         };
+        self.tell(rt::now());
         self.left = rt::now();
-    }
-}
-
-/// Who this node is: by the number it was given, or else one from its card's address, which is as good as long as no
-/// membership is agreed on. The start's time and count tell this life from the last.
-fn identity(start: &Start<'_>, mac: MacAddress, now: u64) -> Identity {
-    let given = u16::try_from(start.node()).ok().filter(|&node| node != 0 && node != NO_NODE);
-    let [.., high, low] = mac.0;
-    let node = given.unwrap_or_else(|| u16::from_be_bytes([high, low]).min(NO_NODE - 1));
-    let [_, b0, b1, ..] = now.wrapping_add(start.generation() << 8).to_le_bytes();
-    Identity { cluster: CLUSTER, epoch: EPOCH, node, incarnation: u16::from_le_bytes([b0, b1]) }
-}
-
-fn text(mac: MacAddress) -> Text<17> {
-    Text::of(format_args!("{mac}"))
-}
-
-const fn up_or_down(link_up: bool) -> &'static str {
-    if link_up { "up" } else { "down" }
-}
-
-/// Logs what happened.
-fn report(event: Event) {
-    match event {
-        Event::PeerFound(node, mac) => {
-            defmt::info!("node {=u16} is there, at {=str}", node, text(mac).as_str());
-        }
-        Event::PeerRestarted(node, mac) => {
-            defmt::warn!("node {=u16} at {=str} was started again", node, text(mac).as_str());
-        }
-        Event::PeerLost(node, mac) => {
-            defmt::warn!("node {=u16} at {=str} has fallen silent", node, text(mac).as_str());
-        }
-        Event::DuplicateNode(node, known, other) => defmt::error!(
-            "node {=u16} is at {=str}, and {=str} claims to be it: not heeded",
-            node,
-            text(known).as_str(),
-            text(other).as_str()
-        ),
-        Event::OwnNumberTaken(mac) => {
-            defmt::error!("{=str} claims this node's number: not heeded", text(mac).as_str());
-        }
-        Event::TooManyPeers(node) => defmt::error!("no room for node {=u16}: not heeded", node),
     }
 }

@@ -132,6 +132,27 @@ impl Card for FakeCard {
         Ok(if self.stuck { None } else { self.leaving.pop_front() })
     }
 
+    fn send_room(&self) -> usize {
+        QUEUE - self.leaving.len()
+    }
+
+    fn number(frame: &Page) -> u32 {
+        u32::try_from(frame.number).unwrap()
+    }
+
+    fn read(&self, frame: &Page, bytes: &mut [u8]) {
+        bytes.copy_from_slice(&frame.bytes[..bytes.len()]);
+    }
+
+    fn write(&mut self, frame: &mut Page, bytes: &[u8]) {
+        frame.bytes[..bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn append(&mut self, from: &Page, to: &mut Page, offset: u16, bytes: u16) {
+        let at = usize::from(offset)..usize::from(offset + bytes);
+        to.bytes[at].copy_from_slice(&from.bytes[..usize::from(bytes)]);
+    }
+
     fn checksum(&self, frame: &Page, bytes: u16) -> u32 {
         crc32c(0, &frame.bytes[..usize::from(bytes)])
     }

@@ -4,7 +4,7 @@
 //! from the card is either delivered or recycled, once; one that was given to be sent is done, once. Until then its
 //! contents must not change.
 
-use ipc::wire::{Class, FrameHeader};
+use ipc::wire::{Class, FrameHeader, Parsed};
 
 use crate::membership::Event;
 
@@ -73,6 +73,14 @@ pub enum Output<'a, F> {
     },
     /// A message.
     Deliver(Delivery<F>),
+    /// A bare exchange's request or answer, from a member, and the page frame with what follows its header: the
+    /// receiver's now. Nobody sends one again.
+    Bare {
+        /// What it says.
+        parsed: Parsed,
+        /// The page frame.
+        frame: F,
+    },
     /// A page frame that came from the card and may be posted again.
     Recycle(F),
     /// A page frame that was to be sent is the caller's again.

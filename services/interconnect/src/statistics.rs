@@ -1,7 +1,5 @@
 //! What is counted for each peer and class, and a histogram of round trips.
 
-use ipc::wire::WireError;
-
 /// Sub-buckets of an octave of [`Histogram`]: two bits of a value below its highest are kept.
 const SUB_BITS: u32 = 2;
 const SUBS: usize = 1 << SUB_BITS;
@@ -105,75 +103,6 @@ pub struct ClassCounters {
     pub no_room: u64,
     /// Acknowledges what was never sent, or is a fragment that belongs to none: dropped.
     pub unexpected: u64,
-}
-
-/// Frames that were not taken, or not from a peer: by reason.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Drops {
-    /// Shorter than its headers.
-    pub short: u64,
-    /// Of another Ethernet type.
-    pub foreign: u64,
-    /// Of another version of the protocol.
-    pub version: u64,
-    /// Encrypted with a key that this node does not have.
-    pub key: u64,
-    /// A field of its header is none of ours.
-    pub malformed: u64,
-    /// Its header's or its payload's checksum is wrong.
-    pub corrupt: u64,
-    /// Of another cluster.
-    pub other_cluster: u64,
-    /// Of another epoch.
-    pub other_epoch: u64,
-    /// For another station.
-    pub elsewhere: u64,
-    /// From a card that claims a number which is this node's, or another card's.
-    pub duplicate: u64,
-    /// From a node that is no member.
-    pub stranger: u64,
-    /// Answers nothing that was asked, or goes to all where it must go to one.
-    pub unexpected: u64,
-}
-
-impl Drops {
-    /// Counts a frame that is refused for this reason.
-    pub const fn count(&mut self, error: &WireError) {
-        *match error {
-            WireError::Truncated { .. } => &mut self.short,
-            WireError::EtherType(_) => &mut self.foreign,
-            WireError::Version(_) => &mut self.version,
-            WireError::Key(_) => &mut self.key,
-            WireError::EthernetSource(_)
-            | WireError::Kind(_)
-            | WireError::Source(_)
-            | WireError::PayloadLength { .. } => &mut self.malformed,
-            WireError::HeaderChecksum | WireError::PayloadChecksum => &mut self.corrupt,
-            WireError::Cluster(_) => &mut self.other_cluster,
-            WireError::Epoch(_) => &mut self.other_epoch,
-            WireError::Destination(_) => &mut self.elsewhere,
-            WireError::OwnSource => &mut self.duplicate,
-        } += 1;
-    }
-
-    /// All of them.
-    #[must_use]
-    pub const fn total(&self) -> u64 {
-        let Self { short, foreign, version, key, malformed, corrupt, .. } = *self;
-        let Self { other_cluster, other_epoch, elsewhere, duplicate, stranger, unexpected, .. } = *self;
-        short
-            + foreign
-            + version
-            + key
-            + malformed
-            + corrupt
-            + other_cluster
-            + other_epoch
-            + elsewhere
-            + duplicate
-            + stranger
-            + unexpected
-    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ pub mod receiver;
 pub mod rtt;
 pub mod sender;
 
+use alloc::boxed::Box;
+
 use heapless::Vec;
 use ipc::wire::{
     CLASSES, Class, Fragment, FrameHeader, Identity, Kind, MAX_FRAGMENTS, MAX_PAYLOAD, MIN_PAYLOAD,
@@ -80,7 +82,8 @@ pub enum Rejected {
 #[derive(Debug)]
 pub struct Transport<F, const PEERS: usize> {
     limits: Limits,
-    links: Vec<Link<F>, PEERS>,
+    /// One is some 20 KiB, in memory that is taken while its peer is a member.
+    links: Vec<Box<Link<F>>, PEERS>,
     generation: u32,
     /// Page frames that wait for others before them.
     waiting: usize,
@@ -106,7 +109,7 @@ impl<F: Copy, const PEERS: usize> Transport<F, PEERS> {
     pub fn open(&mut self, life: Member) -> bool {
         self.links.retain(|link| !link.is_over());
         self.generation = self.generation.wrapping_add(1);
-        self.links.push(Link::new(life, self.generation, &self.limits)).is_ok()
+        self.links.push(Box::new(Link::new(life, self.generation, &self.limits))).is_ok()
     }
 
     /// Closes the channels to the lives that do not `stay`.
@@ -336,7 +339,7 @@ impl<F: Copy, const PEERS: usize> Transport<F, PEERS> {
     /// When [`Transport::poll`] is due, if nothing else happens.
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
-        self.links.iter().filter_map(Link::deadline).min()
+        self.links.iter().filter_map(|link| link.deadline()).min()
     }
 
     /// Whether something could be transmitted now if the card had room.
@@ -349,10 +352,10 @@ impl<F: Copy, const PEERS: usize> Transport<F, PEERS> {
     /// A member to which a frame was transmitted over and over without being acknowledged.
     #[must_use]
     pub fn unreachable(&self) -> Option<u16> {
-        let is_lost = |link: &&Link<F>| {
+        let is_lost = |link: &Link<F>| {
             link.standing == Standing::Member && link.lanes.iter().any(|lane| lane.sender.is_exhausted())
         };
-        self.links.iter().find(is_lost).map(|link| link.life.node)
+        self.links.iter().find(|link| is_lost(link)).map(|link| link.life.node)
     }
 
     /// What passed between this node and a member, by class.

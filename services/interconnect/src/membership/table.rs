@@ -1,5 +1,7 @@
 //! The other nodes, as far as they were heard of: which lives they have, and what each said last.
 
+use core::fmt;
+
 use heapless::Vec;
 use ipc::wire::MacAddress;
 
@@ -24,6 +26,20 @@ pub enum Refusal {
     OtherOrigin,
     /// The table of nodes is full.
     NoRoom,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Malformed => "its hello is none",
+            Self::Image => "it runs another image",
+            Self::Features => "its processor offers other features",
+            Self::Expected => "it is configured for another number of nodes",
+            Self::Duplicate => "another card has its number",
+            Self::OtherOrigin => "it is a member of another cluster",
+            Self::NoRoom => "there are too many nodes",
+        })
+    }
 }
 
 /// The number of [`Refusal`]s.

@@ -1,15 +1,12 @@
 //! The station's part in a measurement of exchanges: what it asks, and what it answers.
 
 use ipc::interfaces::interconnect::{Exchange, ExchangeAnswer, ExchangeRequest, MAX_EXCHANGES, Shape};
-use ipc::wire::{Class, Kind, Message, PAGE_MTU, Parsed};
+use ipc::wire::{Class, FrameHeader, Kind, MacAddress, Message, PAGE_MTU, Parsed};
 
-use super::{Outgoing, Station};
+use super::Station;
+use super::port::Outgoing;
 use crate::card::Card;
 use crate::exchange::{Contents, Outstanding};
-use crate::peers::Peer;
-
-/// The MTU of a link whose card does not know it: Ethernet's.
-const DEFAULT_MTU: u16 = 1500;
 
 /// What the page of a request, or the page that it asks for, is filled from: something else for each.
 fn seed(node: u16, incarnation: u16, sequence: u32) -> u64 {
@@ -46,15 +43,14 @@ impl<C: Card> Station<C> {
 
     /// Begins a measurement.
     pub fn begin_exchange(&mut self, request: ExchangeRequest) -> ExchangeAnswer {
-        let mtu = self.card.mtu();
-        let carries_page = usize::from(mtu.unwrap_or(DEFAULT_MTU)) >= PAGE_MTU;
+        let carries_page = usize::from(self.mtu()) >= PAGE_MTU;
         if self.measurement.is_running() {
             ExchangeAnswer::Busy
         } else if !(1..=MAX_EXCHANGES).contains(&request.count) {
             ExchangeAnswer::OutOfRange
         } else if request.shape != Shape::Short && !carries_page {
-            ExchangeAnswer::TooLong(mtu)
-        } else if self.peers.get(request.node).is_none() {
+            ExchangeAnswer::TooLong(self.port.card.mtu())
+        } else if self.member(request.node).is_none() {
             ExchangeAnswer::NoSuchPeer
         } else {
             self.measurement.begin(request);
@@ -68,35 +64,42 @@ impl<C: Card> Station<C> {
         self.measurement.state()
     }
 
+    /// The card of another member.
+    fn member(&self, node: u16) -> Option<MacAddress> {
+        let me = self.node.membership().me();
+        self.node.view().get(node).filter(|&member| member != me).map(|member| member.mac)
+    }
+
     fn send_request(&mut self, request: ExchangeRequest) -> Option<Outstanding> {
-        let &Peer { mac, .. } = self.peers.get(request.node)?;
+        let mac = self.member(request.node)?;
         let (kind, class) = match request.shape {
             Shape::Short => (Kind::EchoRequest, Class::Control),
             Shape::Page => (Kind::EchoRequest, Class::Bulk),
             Shape::Fetch => (Kind::PageRequest, Class::Control),
         };
-        let seed = seed(self.identity.node, self.identity.incarnation, self.next_sequence(class));
+        let identity = self.node.identity();
+        let seed = seed(identity.node, identity.incarnation, self.next_sequence(class));
         let page = match request.shape {
             Shape::Short | Shape::Fetch => None,
-            Shape::Page => match self.spare.pop() {
-                Some(frame) => Some(self.written(frame, seed)),
+            Shape::Page => match self.port.spare.pop() {
+                Some(frame) => Some(self.port.written(frame, seed)),
                 None => {
-                    self.dropped.no_room += 1;
+                    self.port.no_room += 1;
                     return None;
                 }
             },
         };
-        let begun = self.card.now();
-        let sequence = self.send(Message { tag: seed, ..Message::new(kind, class) }, mac, page)?;
+        let begun = self.port.card.now();
+        let sequence = self.send_bare(Message { tag: seed, ..Message::new(kind, class) }, mac, page)?;
         Some(Outstanding { sequence, begun, seed })
     }
 
     /// Sends a payload back from the frame where it landed.
-    pub(super) fn echo(&mut self, parsed: &Parsed, frame: C::Frame) {
+    fn echo(&mut self, parsed: &Parsed, frame: C::Frame) {
         let page = match u16::try_from(parsed.payload_bytes) {
             Ok(bytes @ 1..) => Some(Outgoing { frame, bytes, checksum: parsed.payload_checksum }),
             Ok(0) | Err(_) => {
-                self.give_back(frame);
+                self.port.give_back(frame);
                 None
             }
         };
@@ -104,31 +107,71 @@ impl<C: Card> Station<C> {
     }
 
     /// Sends the page that is asked for, in the frame that the request came with.
-    pub(super) fn supply(&mut self, parsed: &Parsed, frame: C::Frame) {
-        let page = self.written(frame, parsed.header.tag.get());
+    fn supply(&mut self, parsed: &Parsed, frame: C::Frame) {
+        let page = self.port.written(frame, parsed.header.tag.get());
         self.reply(parsed, Some(page));
     }
 
     fn reply(&mut self, parsed: &Parsed, page: Option<Outgoing<C::Frame>>) {
         let class = if page.is_some() { Class::Bulk } else { Class::Control };
         let acknowledgement = parsed.header.sequence.get();
-        self.send(Message { acknowledgement, ..Message::new(Kind::Reply, class) }, parsed.from, page);
+        self.send_bare(Message { acknowledgement, ..Message::new(Kind::Reply, class) }, parsed.from, page);
     }
 
     /// Takes an answer.
-    pub(super) fn answered(&mut self, parsed: &Parsed, frame: C::Frame) {
-        let now = self.card.now();
+    fn answered(&mut self, parsed: &Parsed, frame: C::Frame) {
+        let now = self.port.card.now();
         let header = &parsed.header;
         let awaited =
             self.measurement.awaited(header.source.get(), header.acknowledgement.get(), parsed.payload_bytes);
         match awaited {
             Some(Outstanding { begun, seed, .. }) => {
-                let right = parsed.payload_bytes == 0 || self.card.holds(&frame, seed);
+                let right = parsed.payload_bytes == 0 || self.port.card.holds(&frame, seed);
                 let contents = if right { Contents::Right } else { Contents::Wrong };
                 self.measurement.answered(now.saturating_sub(begun), contents);
             }
-            None => self.dropped.unexpected += 1,
+            None => self.unexpected += 1,
         }
-        self.give_back(frame);
+        self.port.give_back(frame);
+    }
+
+    /// Takes a frame of a bare exchange that the state machine has judged.
+    pub(super) fn take_bare(&mut self, parsed: &Parsed, frame: C::Frame) {
+        match parsed.kind {
+            Kind::EchoRequest => self.echo(parsed, frame),
+            Kind::PageRequest => self.supply(parsed, frame),
+            _ => self.answered(parsed, frame),
+        }
+    }
+
+    /// Sends a frame with the next sequence number of its class; that number, or `None` when the card does not take
+    /// it.
+    fn send_bare(
+        &mut self,
+        message: Message,
+        to: MacAddress,
+        page: Option<Outgoing<C::Frame>>,
+    ) -> Option<u32> {
+        let sequence = self.next_sequence(message.class);
+        if let Some(next) = self.next_sequences.get_mut(message.class as usize) {
+            *next = sequence.wrapping_add(1);
+        }
+        let payload_bytes = page.as_ref().map_or(0, |page| page.bytes);
+        let message = Message { sequence, payload_bytes, ..message };
+        let header = FrameHeader::new(self.node.identity(), self.port.card.mac(), to, message);
+        match self.port.send(header, page) {
+            Ok(()) => Some(sequence),
+            Err(frame) => {
+                if let Some(frame) = frame {
+                    self.port.give_back(frame);
+                }
+                None
+            }
+        }
+    }
+
+    /// The sequence number of the next frame of a class.
+    fn next_sequence(&self, class: Class) -> u32 {
+        self.next_sequences.get(class as usize).copied().unwrap_or(0)
     }
 }

@@ -135,7 +135,9 @@ impl Sink<u32> for Surroundings {
                 }
                 self.delivered.push_back(delivery);
             }
-            Output::Recycle(frame) => self.hand(frame, Held::Machine, Held::Free),
+            Output::Bare { frame, .. } | Output::Recycle(frame) => {
+                self.hand(frame, Held::Machine, Held::Free)
+            }
             Output::Done { frame, outcome, .. } => {
                 self.hand(frame, Held::Sending, Held::Free);
                 match outcome {
