@@ -40,6 +40,8 @@ pub struct Scenario {
     pub timeout: Duration,
     /// Texts that every node's log must show, in this order, each in a line of its own.
     pub expect: &'static [&'static str],
+    /// Texts that the first node must show in their place.
+    pub expect_first: Option<&'static [&'static str]>,
     /// Texts that no log may show.
     pub never: &'static [&'static str],
     /// How the nodes must end.
@@ -183,8 +185,9 @@ impl<'a> Judge<'a> {
     pub fn line(&mut self, node: usize, line: &str) -> Option<Verdict> {
         let scenario = self.scenario;
         // A test may expect the very text that would otherwise be a failure.
+        let expected = self.expected(node);
         if let Some(progress) = self.nodes.get_mut(node)
-            && scenario.expect.get(progress.seen).is_some_and(|text| line.contains(text))
+            && expected.get(progress.seen).is_some_and(|text| line.contains(text))
         {
             progress.seen += 1;
             return self.passed();
@@ -233,13 +236,17 @@ impl<'a> Judge<'a> {
         })
     }
 
+    fn expected(&self, node: usize) -> &'static [&'static str] {
+        self.scenario.expect_first.filter(|_| node == 0).unwrap_or(self.scenario.expect)
+    }
+
     fn missing(&self, node: usize) -> Option<&'static str> {
-        self.nodes.get(node).and_then(|progress| self.scenario.expect.get(progress.seen)).copied()
+        self.nodes.get(node).and_then(|progress| self.expected(node).get(progress.seen)).copied()
     }
 
     fn passed(&self) -> Option<Verdict> {
-        let all = self.nodes.iter().all(|node| {
-            node.seen == self.scenario.expect.len() && (node.ended || self.scenario.end == End::Running)
+        let all = self.nodes.iter().enumerate().all(|(number, node)| {
+            node.seen == self.expected(number).len() && (node.ended || self.scenario.end == End::Running)
         });
         (all && self.script_done).then_some(Verdict::Pass)
     }
@@ -264,6 +271,7 @@ mod tests {
         clock: Clock::Wall,
         timeout: Duration::from_secs(30),
         expect: &["one", "two"],
+        expect_first: None,
         never: &["lost"],
         end: End::Running,
         network: "",
@@ -303,6 +311,17 @@ mod tests {
         ] {
             assert_eq!(judge.line(node, text), verdict);
         }
+    }
+
+    #[test]
+    fn the_first_node_may_have_to_show_something_else() {
+        let scenario = Scenario { nodes: 2, expect_first: Some(&["three"]), ..BASE };
+        let mut judge = Judge::new(&scenario);
+        for (node, text) in [(0, "one"), (0, "two"), (1, "three"), (1, "one"), (1, "two")] {
+            assert_eq!(judge.line(node, text), None);
+        }
+        is_unknown(Some(judge.timed_out()), "node 1 did not say 'three'");
+        assert_eq!(judge.line(0, "three"), Some(Verdict::Pass));
     }
 
     #[test]

@@ -26,6 +26,7 @@ const BASE: Scenario = Scenario {
     clock: Clock::Wall,
     timeout: Duration::from_secs(60),
     expect: &[ALL_UP],
+    expect_first: None,
     never: &[],
     end: End::Running,
     network: "",
@@ -133,7 +134,28 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "frames-cut",
         cut: Some(Cut { from: "pass: frames, round 1", until: "no answer from node" }),
-        expect: &["has fallen silent", "is there, at", "pass: frames, round"],
+        expect: &["has fallen silent", "must not act", ": nodes 1 2", "pass: frames, round"],
+        ..FRAMES
+    },
+    Scenario {
+        name: "frames-three",
+        nodes: 3,
+        cut: Some(Cut { from: "pass: frames, round 1", until: "no answer from node" }),
+        expect: &[
+            ": nodes 1 2 3",
+            "node 1 has fallen silent",
+            "node 1 is no member any more",
+            ": nodes 2 3",
+            ": nodes 1 2 3",
+            "pass: frames, round",
+        ],
+        expect_first: Some(&[
+            ": nodes 1 2 3",
+            "this node must not act",
+            "this node's life is over",
+            ": nodes 1 2 3",
+            "pass: frames, round",
+        ]),
         ..FRAMES
     },
     Scenario {

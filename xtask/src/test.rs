@@ -142,6 +142,7 @@ fn run_one(scenario: &Scenario, built: &Built, directory: &Path) -> Result<Repor
     let mut judge = Judge::new(scenario);
     let mut script = scenario.guest.map(|guest| Script::new(guest.steps, guest.patience));
     let mut lines = VecDeque::new();
+    let mut cutting = Cutting::Before;
     let verdict = loop {
         let events = cluster.poll()?;
         // What the console shows before a node's end is seen before that.
@@ -152,7 +153,7 @@ fn run_one(scenario: &Scenario, built: &Built, directory: &Path) -> Result<Repor
             break verdict;
         }
         if let Some(cut) = scenario.cut {
-            follow(cut, &cluster, &events)?;
+            follow(cut, &mut cutting, &cluster, &events)?;
         }
         if let Some(verdict) = take(events, &mut judge, &mut lines) {
             break verdict;
@@ -204,13 +205,28 @@ fn type_on(
     if script.is_done() { judge.script_done() } else { None }
 }
 
+/// How far a cut has come: it happens once.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Cutting {
+    Before,
+    Now,
+    Over,
+}
+
 /// Cuts and heals the network when the logs say so.
-fn follow(cut: Cut, cluster: &Cluster, events: &[Event]) -> Result<()> {
+fn follow(cut: Cut, cutting: &mut Cutting, cluster: &Cluster, events: &[Event]) -> Result<()> {
     for event in events {
-        match event {
-            Event::Log(_, line) if line.text.contains(cut.from) => cluster.cut()?,
-            Event::Log(_, line) if line.text.contains(cut.until) => cluster.heal(),
-            Event::Log(..) | Event::Output(..) | Event::Console(..) | Event::Ended(..) => {}
+        let Event::Log(_, line) = event else { continue };
+        match cutting {
+            Cutting::Before if line.text.contains(cut.from) => {
+                cluster.cut()?;
+                *cutting = Cutting::Now;
+            }
+            Cutting::Now if line.text.contains(cut.until) => {
+                cluster.heal();
+                *cutting = Cutting::Over;
+            }
+            Cutting::Before | Cutting::Now | Cutting::Over => {}
         }
     }
     Ok(())
