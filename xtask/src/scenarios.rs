@@ -170,6 +170,14 @@ pub const SCENARIOS: &[Scenario] = &[
         never: &["fail:", "generation 1) stopped:"],
         ..FRAMES
     },
+    // As the benchmark of two nodes runs it.
+    Scenario {
+        name: "frames-measured",
+        manifest: "images/bench-net.toml",
+        expect: &[ALL_UP],
+        expect_first: Some(&[ALL_UP, "bench done"]),
+        ..FRAMES
+    },
     Scenario {
         name: "module-truncated",
         damage: Some(|module| module.truncate(module.len() / 2)),

@@ -24,7 +24,7 @@ pub struct Link {
 pub enum Attempt {
     /// The interconnect measured; not all of them need have been answered.
     Measured(ExchangeTimes),
-    /// The other node is not heard of.
+    /// The other node is no member.
     NoPeer,
     /// The interconnect was restarted meanwhile; the next attempt goes to the new one.
     Restarted,
@@ -45,13 +45,14 @@ impl Link {
         }
     }
 
-    /// Of the other nodes the one whose card has the lowest address, once there is one.
+    /// Of the other members of the cluster the one whose card has the lowest address, once there is one.
     pub fn first_peer(&mut self) -> Result<Peer, Failure> {
         let deadline = rt::deadline_in(PEER_LIMIT);
         while rt::now() < deadline {
             match self.interconnect.peers() {
                 Ok(peers) => {
-                    if let Some(peer) = peers.iter().min_by_key(|peer| peer.mac) {
+                    let members = peers.iter().filter(|peer| peer.is_member);
+                    if let Some(peer) = members.min_by_key(|peer| peer.mac) {
                         return Ok(*peer);
                     }
                 }
@@ -59,7 +60,7 @@ impl Link {
             }
             rt::sleep(LOOK);
         }
-        fail!("no other node within {} s", PEER_LIMIT.as_secs())
+        fail!("no other member within {} s", PEER_LIMIT.as_secs())
     }
 
     /// Has the interconnect exchange frames, and asks every `look` whether it is done.
