@@ -7,8 +7,8 @@
 //!
 //! The registers that `VMRUN` does not switch are of three kinds: the general ones are in the state page whenever the guest
 //! does not run, so what its service writes there counts at the next entry, whatever that is; the FPU's and SSE's go to the
-//! thread's context at each exit; the rest ([`Extended`]) stays in the core while only services run there, and is saved before another scheduling
-//! context runs or the core idles. So a vCPU that does not run is whole in memory.
+//! thread's context at each exit; the rest ([`Extended`]) stays in the core while only services run there, and is saved
+//! before another scheduling context runs or the core idles. So a vCPU that does not run is whole in memory.
 
 mod control;
 
@@ -393,21 +393,8 @@ impl State {
             self.leave_core(m.now(), core);
             self.reschedule(m, core);
         }
-        match vcpu {
-            // What settling would come to, once it had found out who runs.
-            Some(vcpu) if self.cores[core.index()].current == Some(caller) && !self.has_to_tell(vcpu) => {
-                self.enter_guest(m, core, vcpu);
-                Some(caller)
-            }
-            _ => {
-                self.settle(m, core);
-                self.cores[core.index()].current
-            }
-        }
-    }
-
-    fn has_to_tell(&self, vcpu: VcpuId) -> bool {
-        self.vcpus[vcpu.index()].pending != Pending::Nothing
+        self.settle(m, core);
+        self.cores[core.index()].current
     }
 
     /// The reply to a call of the kernel's came. The caller is ready again, or halted.
