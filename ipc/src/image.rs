@@ -312,6 +312,7 @@ impl core::error::Error for ImageError {}
 #[derive(Clone, Copy, Debug)]
 pub struct Image<'a> {
     bytes: &'a [u8],
+    table_crc: u32,
     entries: &'a [Entry],
 }
 
@@ -344,13 +345,13 @@ impl<'a> Image<'a> {
                 return Err(ImageError::OutOfBounds(entry.name));
             }
         }
-        Ok(Self { bytes, entries })
+        Ok(Self { bytes, table_crc: header.table_crc, entries })
     }
 
     /// What tells this image from others: the CRC-32 of its table, which has length and CRC-32 of every part.
     #[must_use]
-    pub fn checksum(&self) -> u64 {
-        crc32fast::hash(self.entries.as_bytes()).into()
+    pub const fn checksum(&self) -> u64 {
+        self.table_crc as u64
     }
 
     /// The entries, in order.
