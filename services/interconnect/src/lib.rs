@@ -30,3 +30,7 @@ pub mod transport;
 
 #[cfg(test)]
 mod simulation;
+
+/// Bytes of a page.
+const PAGE: u16 = 4096;
+const _: () = assert!(PAGE as usize == ipc::wire::MAX_PAYLOAD);

@@ -5,9 +5,10 @@ use alloc::collections::VecDeque;
 
 use heapless::Vec;
 use ipc::interfaces::interconnect::{Messages, Traffic};
-use ipc::wire::{FrameHeader, HEADER_BYTES, MAX_PAYLOAD, Parsed};
+use ipc::wire::{FrameHeader, HEADER_BYTES, Parsed};
 use zerocopy::IntoBytes;
 
+use crate::PAGE;
 use crate::card::Card;
 use crate::membership::Event;
 use crate::sink::{Delivery, Outcome, Output, Payload, Sink, Token};
@@ -16,9 +17,6 @@ use crate::sink::{Delivery, Outcome, Output, Payload, Sink, Token};
 pub const MAX_FRAMES: usize = 256;
 /// Page frames that are kept for sending when others are posted.
 const RESERVE: usize = 8;
-/// Bytes of a page.
-const PAGE: u16 = 4096;
-const _: () = assert!(PAGE as usize == MAX_PAYLOAD);
 
 /// A page that is to go out, and its checksum.
 pub(super) struct Outgoing<F> {
@@ -48,7 +46,8 @@ pub(super) struct Port<C: Card> {
     pub messages: Messages,
 }
 
-fn place(number: u32) -> usize {
+/// The place of a page frame in a table.
+pub(super) fn place(number: u32) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
 

@@ -2,19 +2,16 @@
 
 use core::array;
 
-use ipc::wire::{CLASSES, Class, Fragment, MAX_PAYLOAD, Parsed};
+use ipc::wire::{CLASSES, Class, Fragment, Parsed};
 
 use super::receiver::{Arrived, Partial, Receiver, Refused};
 use super::rtt::RttEstimator;
 use super::sender::{Acknowledgement, Due, Sender};
 use super::{Limits, Rejected};
+use crate::PAGE;
 use crate::membership::Member;
 use crate::sink::{Delivery, Outcome, Output, Receipt, Sink};
 use crate::statistics::{ClassCounters, Histogram};
-
-/// Bytes of a page.
-const PAGE: u16 = 4096;
-const _: () = assert!(PAGE as usize == MAX_PAYLOAD);
 
 /// Whether the peer is a member.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -136,9 +136,6 @@ impl<F: Copy> Receiver<F> {
 
     /// Takes out what waits, in no order, when nobody wants it any more.
     pub fn discard(&mut self) -> Option<F> {
-        if let Some(partial) = self.partial.take() {
-            return Some(partial.frame);
-        }
         let contents = self.ring.iter_mut().find_map(|slot| slot.take_if(|slot| slot.contents.is_some()));
         contents.and_then(|arrived| arrived.contents).map(|(frame, _)| frame)
     }
