@@ -3,7 +3,7 @@
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
 
-use crate::wire::WireError;
+use crate::wire::{Class, WireError};
 
 /// The most nodes that one node hears of.
 pub const MAX_PEERS: usize = 64;
@@ -73,27 +73,13 @@ pub struct Messages {
 /// A [`FrameHandle`](crate::frame::FrameHandle): its index is the page frame's place in the pool.
 pub type Handle = u64;
 
-/// How urgent a message is: [`Class`](crate::wire::Class) has more to say.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-pub enum Urgency {
-    /// Others wait for it.
-    #[default]
-    Control,
-    /// A question.
-    Request,
-    /// A page that a processor waits for.
-    Page,
-    /// Nobody waits for it.
-    Bulk,
-}
-
 /// A message to be sent.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Outgoing {
     /// To which node.
     pub node: u16,
     /// How urgent.
-    pub urgency: Urgency,
+    pub class: Class,
     /// What it says.
     pub tag: u64,
     /// A page frame that was lent, and how many of its first bytes: 8 to 4096, a multiple of 8.
@@ -121,7 +107,7 @@ pub struct Incoming {
     /// From which node.
     pub node: u16,
     /// How urgent.
-    pub urgency: Urgency,
+    pub class: Class,
     /// What it says.
     pub tag: u64,
     /// A page frame with the contents at its start, and how many bytes.

@@ -1,5 +1,7 @@
 //! What a frame is, how urgent, and which part of a message.
 
+use serde::{Deserialize, Serialize};
+
 /// The most fragments of a page.
 pub const MAX_FRAGMENTS: usize = 4;
 
@@ -51,10 +53,11 @@ impl Kind {
 pub const CLASSES: usize = 4;
 
 /// How urgent a frame is, the most urgent first: one class never waits for another.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[repr(u8)]
 pub enum Class {
     /// Short messages that others wait for: invalidations, their acknowledgements, interrupts.
+    #[default]
     Control = 0,
     /// Questions: what their answers say goes in the other classes.
     Request = 1,

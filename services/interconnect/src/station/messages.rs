@@ -1,11 +1,11 @@
 //! Messages of this node's clients through the reliable channels, and whose a page frame is meanwhile.
 
 use ipc::frame::FrameHandle;
-use ipc::interfaces::interconnect::{Handle, Incoming, Outgoing, SendAnswer, Urgency};
-use ipc::wire::{Class, UnumHeader};
+use ipc::interfaces::interconnect::{Handle, Incoming, Outgoing, SendAnswer};
+use ipc::wire::UnumHeader;
 
 use super::Station;
-use super::port::MAX_FRAMES;
+use super::port::{MAX_FRAMES, place};
 use crate::card::Card;
 use crate::sink::Delivery;
 use crate::transport::{Message, SendError};
@@ -20,10 +20,6 @@ pub(super) struct Lent {
     generations: [u32; MAX_FRAMES],
     is_lent: [bool; MAX_FRAMES],
     count: u32,
-}
-
-fn place(number: u32) -> usize {
-    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 impl Lent {
@@ -57,24 +53,6 @@ impl Lent {
     }
 }
 
-const fn class_of(urgency: Urgency) -> Class {
-    match urgency {
-        Urgency::Control => Class::Control,
-        Urgency::Request => Class::Request,
-        Urgency::Page => Class::Page,
-        Urgency::Bulk => Class::Bulk,
-    }
-}
-
-const fn urgency_of(class: Class) -> Urgency {
-    match class {
-        Class::Control => Urgency::Control,
-        Class::Request => Urgency::Request,
-        Class::Page => Urgency::Page,
-        Class::Bulk => Urgency::Bulk,
-    }
-}
-
 impl<C: Card> Station<C> {
     /// Lends a page frame to a client.
     pub fn lend(&mut self) -> Option<Handle> {
@@ -100,7 +78,7 @@ impl<C: Card> Station<C> {
 
     /// Sends a client's message.
     pub fn send(&mut self, outgoing: Outgoing) -> SendAnswer {
-        let Outgoing { node, urgency, tag, contents } = outgoing;
+        let Outgoing { node, class, tag, contents } = outgoing;
         let longest = usize::from(self.mtu()).saturating_sub(size_of::<UnumHeader>());
         let contents = match contents {
             None => None,
@@ -109,7 +87,7 @@ impl<C: Card> Station<C> {
                 _ => return SendAnswer::BadContents,
             },
         };
-        match self.node.send(node, Message { class: class_of(urgency), tag, contents }) {
+        match self.node.send(node, Message { class, tag, contents }) {
             Ok(()) => {
                 self.due = 0;
                 if let Some((number, _)) = contents {
@@ -130,6 +108,6 @@ impl<C: Card> Station<C> {
         self.node.consumed(receipt, self.port.card.now());
         self.due = 0;
         let contents = contents.and_then(|(number, bytes)| Some((self.lent.lend(number)?, bytes)));
-        Some(Incoming { node, urgency: urgency_of(class), tag, contents })
+        Some(Incoming { node, class, tag, contents })
     }
 }

@@ -6,7 +6,7 @@ use std::vec;
 use std::vec::Vec;
 
 use ipc::interfaces::interconnect::{
-    Exchange, ExchangeAnswer, ExchangeRequest, ExchangeTimes, Incoming, Outgoing, SendAnswer, Shape, Urgency,
+    Exchange, ExchangeAnswer, ExchangeRequest, ExchangeTimes, Incoming, Outgoing, SendAnswer, Shape,
 };
 use ipc::wire::{ALL_STATIONS, Class, FrameHeader, HEADER_BYTES, Identity, Kind, MacAddress, Message};
 use rand::{Rng, SeedableRng};
@@ -179,7 +179,7 @@ fn a_page_is_handed_over_with_a_message_and_comes_back() {
     let mut page = port.take(number).unwrap();
     port.card.fill(&mut page, 7);
     port.keep(page);
-    let good = Outgoing { node: 2, urgency: Urgency::Page, tag: 9, contents: Some((lent, 4096)) };
+    let good = Outgoing { node: 2, class: Class::Page, tag: 9, contents: Some((lent, 4096)) };
     let station = &mut nodes[0].station;
     assert_eq!(station.send(Outgoing { node: 3, ..good }), SendAnswer::NoSuchMember);
     for contents in [(lent, 0), (lent, 12), (lent, 4104), (lent + 1, 8), (lent | 1 << 40, 8), (u64::MAX, 8)] {
@@ -203,7 +203,7 @@ fn a_page_is_handed_over_with_a_message_and_comes_back() {
     assert_eq!((came.node, came.tag, bytes), (1, 9, 4096));
     let page = station.port.kept(ipc::frame::FrameHandle(handle).index()).unwrap();
     assert!(station.port.card.holds(page, 7));
-    let second = Incoming { node: 1, urgency: Urgency::Page, tag: 10, contents: None };
+    let second = Incoming { node: 1, class: Class::Page, tag: 10, contents: None };
     assert_eq!((station.receive(), station.receive()), (Some(second), None));
     assert!(station.give_back(handle) && !station.give_back(handle));
     pass(&mut nodes, &clock, 100);
