@@ -161,7 +161,7 @@ impl Coherence {
         if !self.homes.has(fault.page) {
             return self.counted(Err(Error::UnknownPage));
         }
-        let result = self.input(environment, now, |member, post| member.fault(post, now, fault));
+        let result = self.input(environment, now, |_, member, post| member.fault(post, now, fault));
         if result.is_ok() {
             match fault.access {
                 Access::Read => self.counters.reads += 1,
@@ -197,18 +197,9 @@ impl Coherence {
             return self.counted(check);
         }
         self.home.heard(from, &message);
-        let room = self.member.has_room();
-        let mut post = Post {
-            environment,
-            me: self.config.node,
-            room,
-            own: &mut self.own,
-            errors: &mut self.errors,
-            counters: &mut self.counters,
-        };
-        let result = Self::dispatch(&mut self.home, &mut self.member, &mut post, now, from, message);
-        self.go_on(environment, now);
-        self.counted(result)
+        self.input(environment, now, |home, member, post| {
+            Self::dispatch(home, member, post, now, from, message)
+        })
     }
 
     /// Takes a message as its bytes came; more may follow them. See [`Coherence::receive`].
@@ -242,7 +233,7 @@ impl Coherence {
         result: Result<(), Failed>,
     ) -> Result<(), Error> {
         let outcome = if result.is_ok() { Outcome::Granted } else { Outcome::NotMapped };
-        self.input(environment, now, |member, post| {
+        self.input(environment, now, |_, member, post| {
             let slot = match ticket {
                 Ticket::Demand(place) => return member.demand_done(post, place),
                 Ticket::Slot(slot) => usize::from(slot),
@@ -266,7 +257,7 @@ impl Coherence {
         now: u64,
         waiter: Waiter,
     ) -> Result<(), Error> {
-        self.input(environment, now, |member, post| {
+        self.input(environment, now, |_, member, post| {
             if waiter.0 >= member.waiters {
                 return Err(Error::Waiter);
             }
@@ -278,7 +269,7 @@ impl Coherence {
 
     /// Time has passed: see [`Coherence::deadline`].
     pub fn tick<E: Environment>(&mut self, environment: &mut E, now: u64) {
-        let result = self.input(environment, now, |member, post| {
+        let result = self.input(environment, now, |_, member, post| {
             member.release_holds(post, now);
             Ok(())
         });
@@ -392,12 +383,12 @@ impl Coherence {
         }
     }
 
-    /// Takes an input to the member, then what follows from it.
+    /// Takes an input, then what follows from it.
     fn input<E: Environment>(
         &mut self,
         environment: &mut E,
         now: u64,
-        input: impl FnOnce(&mut Member, &mut Post<'_, E>) -> Result<(), Error>,
+        input: impl FnOnce(&mut Home, &mut Member, &mut Post<'_, E>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let room = self.member.has_room();
         let mut post = Post {
@@ -408,7 +399,7 @@ impl Coherence {
             errors: &mut self.errors,
             counters: &mut self.counters,
         };
-        let result = input(&mut self.member, &mut post);
+        let result = input(&mut self.home, &mut self.member, &mut post);
         self.go_on(environment, now);
         self.counted(result)
     }
