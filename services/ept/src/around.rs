@@ -10,8 +10,11 @@
 //!
 //! A group is aligned to its size, and lies in one word of the block's bitmap: that is what bounds it to 64 pages.
 
-/// Pages of the largest group unless asked otherwise.
-pub const DEFAULT_PAGES: u16 = 32;
+use ipc::abi::MAX_ZERO_PAGES;
+
+/// Pages of the largest group unless asked otherwise: the kernel clears no more at once.
+#[expect(clippy::cast_possible_truncation, reason = "it is small")]
+pub const DEFAULT_PAGES: u16 = MAX_ZERO_PAGES as u16;
 /// The most that can be asked for.
 pub const MAX_PAGES: u16 = 64;
 /// Frames are short when no more than one in so many is free. They never are when each page can have one.

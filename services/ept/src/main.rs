@@ -9,9 +9,7 @@ use ept::layout::{GuestPage, Layout};
 use ept::memory::GuestMemory;
 use ept::space::{Access, Contents, Space};
 use ept::{Ept, StartError};
-use ipc::abi::{
-    Error, GUEST_ACCESS_NONE, GUEST_ACCESS_READ, GUEST_ACCESS_WRITE, GUEST_ZERO, Handle, MAX_ZERO_PAGES,
-};
+use ipc::abi::{Error, GUEST_ACCESS_NONE, GUEST_ACCESS_READ, GUEST_ACCESS_WRITE, GUEST_ZERO, Handle};
 use ipc::interfaces::ept::{INTERFACE, dispatch};
 use ipc::message::{Caller, Message, MessagePage};
 use rt::capability::{Endpoint, Guest};
@@ -49,9 +47,7 @@ fn memory(guest: &Guest) -> Result<(Layout, GuestMemory), StartError> {
     let count = u32::try_from(guest.frames).map_err(|_| StartError::TooManyFrames)?;
     // The kernel makes the pool of whole blocks; it refuses to make one page of what is not contiguous.
     let frames = Frames::new(count, |_| true)?;
-    // The kernel clears no more pages at once.
-    let policy = Policy::new(u16::try_from(MAX_ZERO_PAGES).unwrap_or(1));
-    Ok((layout, GuestMemory::new(layout, frames, policy)?))
+    Ok((layout, GuestMemory::new(layout, frames, Policy::default())?))
 }
 
 /// What was known of the guest's pages is lost, and so are they: nothing is mapped any more, and the platform is told.

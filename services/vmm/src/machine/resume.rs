@@ -205,11 +205,11 @@ impl Machine {
             return Disposition::Ended;
         }
         let now = self.guest_now(host);
-        let device_event = if vcpu == 0 { self.ports.next_event(now) } else { None };
+        let mut device_event = None;
         if vcpu == 0 {
-            self.device_event = device_event;
+            self.device_event = self.ports.next_event(now);
+            device_event = self.device_event.map(|due| due.wrapping_sub(self.tsc_offset));
         }
-        let device_event = device_event.map(|due| due.wrapping_sub(self.tsc_offset));
         let Some(cpu) = self.cpus.get_mut(vcpu) else { return Disposition::Ended };
         if cpu.init_pending || cpu.phase == Phase::WaitsForStartUp {
             return self.park(host, vcpu);

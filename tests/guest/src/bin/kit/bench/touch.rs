@@ -10,7 +10,8 @@
 //!    before count;
 //! 4. a monitor may bring several pages at one miss, so that most first touches cost nothing more: an aligned group of a power
 //!    of two frames. Then the first touch in each group is a miss, and no other is. So the group's size is the smallest for
-//!    which three quarters of such touches cost more than three quarters of all touches of known frames, and a miss costs their median.
+//!    which three quarters of such touches cost more than three quarters of all touches of known frames, and a miss costs
+//!    their median.
 #![expect(unsafe_code, reason = "the store that is measured")]
 
 use core::arch::asm;
@@ -112,9 +113,9 @@ pub fn run(options: &Options) -> Result<()> {
 fn misses(samples: &[u64], order: &[u64], alone: u64) -> Option<(u64, Vec<u64>)> {
     (0..=MAX_GROUP_ORDER).find_map(|bits| {
         let mut seen = HashSet::new();
-        let is_first = |frame: &u64| seen.insert(frame >> bits);
-        let first: Vec<_> = order.iter().map(is_first).zip(samples).filter(|(first, _)| *first).collect();
-        let first: Vec<_> = first.into_iter().map(|(_, &ticks)| ticks).collect();
+        let touches = order.iter().zip(samples);
+        let first = touches.filter(|&(frame, _)| seen.insert(frame >> bits)).map(|(_, &ticks)| ticks);
+        let first: Vec<_> = first.collect();
         let missed = first.iter().filter(|&&ticks| ticks > alone).count();
         (missed * 4 >= first.len() * 3).then_some((1 << bits, first))
     })
