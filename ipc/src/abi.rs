@@ -746,8 +746,9 @@ pub enum CapabilityKind {
     Ports = 6,
     /// A PCI function's configuration space; `address` is bus << 8 | device << 3 | function.
     PciFunction = 7,
-    /// The guest: `address` is how many frames its pool has, `length` its pages of memory, `bits` its vCPUs (low half)
-    /// and the pages of its private memory (high half), `index` the number of its platform's service.
+    /// The guest: `address` is how many frames its pool has, `length` its pages of memory on all nodes; `bits` 0 to 7 its vCPUs
+    /// on this node, 8 to 15 the nodes that it spans, 32 to 63 the pages of its private memory; `index` the numbers of the
+    /// services of its platform (low byte) and of its memory (high byte).
     Guest = 8,
 }
 

@@ -3,7 +3,7 @@
 //! Each is a blob of the image ([`crate::image::EntryKind::Blob`]) that the service finds as a read-only region of the same
 //! name: a page of 4 KiB with a [`BlobHeader`], then the contents.
 
-use heapless::String;
+use heapless::{String, Vec};
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -35,13 +35,54 @@ pub const BLOB_MAGIC: u64 = u64::from_le_bytes(*b"UNUMBLOB");
 /// Where a blob's contents begin in its region.
 pub const BLOB_CONTENTS: usize = 4096;
 
+/// The most nodes that one guest spans.
+pub const MAX_NODES: usize = 32;
+/// Frames at the end of a node's pool that are its carrier's at the start, when the guest spans nodes: what comes from other
+/// nodes lands in them.
+pub const CARRIER_FRAMES: u32 = 256;
+
+/// What one node gives to the guest.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Share {
+    /// The node's number. Where there is one share, any node has it.
+    pub node: u16,
+    /// Virtual processors that start there.
+    pub vcpus: u8,
+    /// Pages of memory. The guest's memory has them in the order of the shares.
+    pub pages: u64,
+}
+
+/// What each node gives, by the nodes' numbers. One share alone: the guest spans no nodes.
+pub type Shares = Vec<Share, MAX_NODES>;
+
+/// Virtual processors of all shares.
+#[must_use]
+pub fn total_vcpus(shares: &[Share]) -> u32 {
+    shares.iter().map(|share| u32::from(share.vcpus)).sum()
+}
+
+/// Pages of all shares.
+#[must_use]
+pub fn total_pages(shares: &[Share]) -> u64 {
+    shares.iter().fold(0, |sum, share| sum.saturating_add(share.pages))
+}
+
+/// Which of the shares is a node's, and its place among them.
+#[must_use]
+pub fn share_of(shares: &[Share], node: u64) -> Option<(usize, &Share)> {
+    match shares {
+        [all] => Some((0, all)),
+        _ => shares.iter().enumerate().find(|(_, share)| u64::from(share.node) == node),
+    }
+}
+
 /// The guest.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct GuestConfig {
-    /// Virtual processors.
-    pub vcpus: u8,
-    /// Pages of memory.
-    pub pages: u64,
+    /// What each node gives.
+    pub shares: Shares,
+    /// How long the first node waits for the others, in seconds.
+    pub patience_s: u16,
     /// Linux's command line.
     pub command_line: String<MAX_COMMAND_LINE>,
     /// Whether the walk cache is on.

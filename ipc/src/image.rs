@@ -20,10 +20,10 @@ use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::abi::{MAX_CAPABILITIES, MAX_NAME_BYTES, MAX_REGIONS, Name, PAGE_SIZE};
-use crate::guest::{BLOB_CONTENTS, BLOB_MAGIC, BlobHeader};
+use crate::guest::{BLOB_CONTENTS, BLOB_MAGIC, BlobHeader, Shares};
 
 /// The first bytes of an image; the last digit is the format's version.
-pub const MAGIC: [u8; 8] = *b"UNUMIMG2";
+pub const MAGIC: [u8; 8] = *b"UNUMIMG3";
 /// The most devices one image can name.
 pub const MAX_DEVICES: usize = 16;
 /// Bytes of a driver's address space that a device's BARs have, an eighth of it each.
@@ -98,7 +98,7 @@ pub struct SystemDescriptor {
 
 /// The guest, as far as the kernel has to know it. Each of the three services that serve it holds
 /// [`ObjectDescriptor::Guest`].
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct GuestDescriptor {
     /// The number of the service that gets the exits of its vCPUs and sees its memory.
     pub platform: u8,
@@ -106,10 +106,14 @@ pub struct GuestDescriptor {
     pub memory: u8,
     /// The number of the service that places its vCPUs.
     pub placement: u8,
-    /// vCPUs, 1 to [`crate::vcpu::MAX_VCPUS`]; each is one of the kernel's threads.
-    pub vcpus: u8,
-    /// Pages of its memory ([`crate::vcpu::memory_ranges`]).
-    pub pages: u64,
+    /// The number of the service that carries its pages between nodes, and so gets the pool of frames
+    /// ([`ObjectDescriptor::GuestFrames`]); there when there are several shares.
+    pub carrier: Option<u8>,
+    /// What each node gives: vCPUs, 1 to [`crate::vcpu::MAX_VCPUS`] together, of which each is a thread of its node's kernel;
+    /// and pages, which together are its memory ([`crate::vcpu::memory_ranges`]). A node without a share has no guest.
+    pub shares: Shares,
+    /// Pages that a node must have left for itself.
+    pub keep_pages: u64,
     /// Pages from [`crate::vcpu::PRIVATE_START`] on, for the walk cache's tables; 0 when that is off.
     pub private_pages: u32,
     /// The priority of its vCPUs: less urgent than the three services.
@@ -258,10 +262,18 @@ pub enum ObjectDescriptor {
     /// The guest ([`SystemDescriptor::guest`]); its capability is called [`GUEST_CAPABILITY`]. What the holder may do
     /// with it follows from its part in [`GuestDescriptor`].
     Guest,
+    /// The frames that the guest's pages can have, as DMA memory: becomes a start entry for each contiguous piece, in the
+    /// order of the frames' numbers, mapped one behind the other. When the node runs no guest the service finds none.
+    GuestFrames {
+        /// Where the service finds the first.
+        address: u64,
+    },
 }
 
 /// What the services that serve the guest call it.
 pub const GUEST_CAPABILITY: &str = "guest";
+/// What its carrier calls the frames of the guest's pool.
+pub const GUEST_FRAMES: &str = "guest-frames";
 
 /// Why an image is refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -35,6 +35,8 @@ pub use kind::{CLASSES, Class, Fragment, Kind, MAX_FRAGMENTS};
 
 /// The EtherType of our frames: IEEE 802's local experimental 1.
 pub const ETHER_TYPE: u16 = 0x88b5;
+/// Bytes that a message has of its own, beside its contents.
+pub const MESSAGE_BYTES: usize = 24;
 /// The version of the header that this describes.
 pub const VERSION: u8 = 2;
 /// The shortest payload in bytes of a frame that has one; what says less is padded by its sender.

@@ -12,6 +12,7 @@ use ipc::abi::{
     START_MAGIC, START_PAGE, ServiceState, StartEntry, StartPage, USER_BITS, USER_END, message_page,
     stack_top,
 };
+use ipc::guest::{CARRIER_FRAMES, Share, share_of, total_pages, total_vcpus};
 use ipc::image::{
     CapabilityDescriptor, DEVICE_WINDOW_BYTES, DeviceDescriptor, GuestDescriptor, Image, ImageError,
     MAX_DEVICES, ObjectDescriptor, RIGHT_SUPERVISE, RegionDescriptor, RegionKind, ServiceDescriptor,
@@ -167,6 +168,8 @@ pub enum LoadError {
     Unaligned,
     /// A table of the kernel's is full at this service.
     TooMany(Name, &'static str),
+    /// The node gives so much to the guest that less is left than it keeps: pages given, kept, and left.
+    KeepsTooLittle([u64; 3]),
 }
 
 impl fmt::Display for LoadError {
@@ -179,6 +182,13 @@ impl fmt::Display for LoadError {
             Self::OutOfRange(name, what) => write!(f, "service '{name}': {what} is out of range"),
             Self::Unaligned => f.write_str("the boot loader did not load the module at a page's start"),
             Self::TooMany(name, what) => write!(f, "service '{name}': too many {what}"),
+            Self::KeepsTooLittle([given, kept, left]) => {
+                let [given, kept, left] = [given, kept, left].map(|pages| pages / 256);
+                write!(
+                    f,
+                    "the node gives {given} MiB to the guest and must keep {kept} MiB, but {left} MiB are left"
+                )
+            }
         }
     }
 }
@@ -218,10 +228,13 @@ pub fn load<M: Machine, S: Spaces>(
     // Two milliseconds.
     state.turn = platform.tsc_hz / 500;
     let guest = system.guest.as_ref();
+    let mut guest_platform = name_of(&system.name);
     if let Some(guest) = guest {
-        let platform = image.services().nth(usize::from(guest.platform));
-        let name = platform.map_or(name_of(&system.name), |entry| entry.name);
-        check_guest(guest, image.services().count()).map_err(|what| LoadError::OutOfRange(name, what))?;
+        if let Some(entry) = image.services().nth(usize::from(guest.platform)) {
+            guest_platform = entry.name;
+        }
+        check_guest(guest, image.services().count())
+            .map_err(|what| LoadError::OutOfRange(guest_platform, what))?;
     }
     let mut regions: Vec<Region<'_>, MAX_REGIONS> = Vec::new();
     for descriptor in &system.regions {
@@ -234,16 +247,21 @@ pub fn load<M: Machine, S: Spaces>(
         regions.push(Region { descriptor, physical }).map_err(|_| LoadError::TooMany(name, "regions"))?;
     }
     let (routes, regions) = (Routes::default(), &regions);
-    let mut loader = Loader { state, m, spaces, frames, image, platform, regions, guest, routes };
+    let share = guest.and_then(|guest| Some((guest, *share_of(&guest.shares, platform.node)?.1)));
+    let guest =
+        platform.virtualization.and_then(|with| share.map(|(guest, share)| Lot { guest, share, with }));
+    let pool = match &guest {
+        Some(lot) => pool(frames, guest_platform, lot.pool_frames())?,
+        None => Vec::new(),
+    };
+    let mut loader = Loader { state, m, spaces, frames, image, platform, regions, guest, pool, routes };
     for entry in image.services() {
         let descriptor = image.service(entry)?;
         let name = name_of(&descriptor.name);
         check(&descriptor, name, platform, system)?;
         loader.service(name, &descriptor)?;
     }
-    if let (Some(guest), Some(with)) = (guest, platform.virtualization) {
-        loader.guest(guest, with)?;
-    }
+    loader.make_guest()?;
     let routes = loader.routes;
     state.node.frames = frames.total();
     state.node.frames_free = frames.free();
@@ -303,9 +321,10 @@ fn check(
                     && address >= REGION_BASE
                     && address.is_multiple_of(PAGE)
             }
-            ObjectDescriptor::Guest => system
-                .guest
-                .is_some_and(|guest| [guest.platform, guest.memory, guest.placement].into_iter().all(known)),
+            ObjectDescriptor::Guest => system.guest.is_some(),
+            ObjectDescriptor::GuestFrames { address } => {
+                system.guest.is_some() && address >= REGION_BASE && address.is_multiple_of(PAGE)
+            }
             ObjectDescriptor::Interrupt { line, bits } => line < 16 && free(bits),
             ObjectDescriptor::Ports { first, count } => count > 0 && first.checked_add(count - 1).is_some(),
             ObjectDescriptor::Device { device, address, first_bit } => {
@@ -326,18 +345,43 @@ fn check(
 
 /// Says which of a guest's numbers is out of range.
 fn check_guest(guest: &GuestDescriptor, services: usize) -> Result<(), &'static str> {
-    let GuestDescriptor { platform, memory, placement, vcpus, pages, private_pages, priority } = *guest;
-    if [platform, memory, placement].into_iter().any(|service| usize::from(service) >= services) {
+    let GuestDescriptor { platform, memory, placement, carrier, shares, private_pages, priority, .. } = guest;
+    let servers = [*platform, *memory, *placement].into_iter().chain(*carrier);
+    if servers.into_iter().any(|service| usize::from(service) >= services) {
         return Err("a service of its guest's");
     }
-    let private_end = PRIVATE_START / PAGE + u64::from(private_pages);
-    if pages == 0 || pages > (PRIVATE_START - HIGH_MEMORY_START) / PAGE || private_end > GUEST_END / PAGE {
+    let private_end = PRIVATE_START / PAGE + u64::from(*private_pages);
+    let pages = total_pages(shares);
+    let has_memory = shares.iter().all(|share| share.pages != 0);
+    let most = (PRIVATE_START - HIGH_MEMORY_START) / PAGE;
+    if !has_memory || pages == 0 || pages > most || private_end > GUEST_END / PAGE {
         return Err("its guest's memory");
     }
-    if vcpus == 0 || usize::from(vcpus) > MAX_VCPUS {
+    let vcpus = total_vcpus(shares);
+    if shares.iter().any(|share| share.vcpus == 0) || vcpus as usize > MAX_VCPUS {
         return Err("its guest's number of vCPUs");
     }
-    if usize::from(priority) >= PRIORITIES { Err("its guest's priority") } else { Ok(()) }
+    if carrier.is_some() != (shares.len() > 1) {
+        return Err("its guest's carrier");
+    }
+    if usize::from(*priority) >= PRIORITIES { Err("its guest's priority") } else { Ok(()) }
+}
+
+/// A guest, and what this node has of it.
+struct Lot<'a> {
+    guest: &'a GuestDescriptor,
+    share: Share,
+    with: Virtualization,
+}
+
+impl Lot<'_> {
+    /// Frames of the pool: one for each page of the share and each private one, one for the page of zeros, those of the
+    /// carrier, up to whole 2 MiB.
+    fn pool_frames(&self) -> u64 {
+        let carried = if self.guest.carrier.is_some() { u64::from(CARRIER_FRAMES) } else { 0 };
+        let private = u64::from(self.guest.private_pages);
+        (self.share.pages + private + 1 + carried).next_multiple_of(LARGE_PAGES)
+    }
 }
 
 struct Loader<'a, 'b, M, S> {
@@ -348,7 +392,9 @@ struct Loader<'a, 'b, M, S> {
     image: &'a Image<'b>,
     platform: &'a Platform<'a>,
     regions: &'a Vec<Region<'a>, MAX_REGIONS>,
-    guest: Option<&'a GuestDescriptor>,
+    guest: Option<Lot<'a>>,
+    /// The frames that the guest's pages can have.
+    pool: Vec<FrameRange, MAX_RUNS>,
     routes: Routes,
 }
 
@@ -518,14 +564,29 @@ impl<M: Machine, S: Spaces> Loader<'_, '_, M, S> {
                 self.routes.pins.push(route).map_err(|_| LoadError::TooMany(draft.service.name, "interrupts"))
             }
             ObjectDescriptor::Guest => {
-                let (Some(guest), Some(_)) = (self.guest, self.platform.virtualization) else {
-                    return Ok(());
-                };
-                let bits = u64::from(guest.vcpus) | u64::from(guest.private_pages) << 32;
-                let (address, length) = (pool_frames(guest), guest.pages);
-                let index = u16::from(guest.platform);
+                let Some(lot @ Lot { guest, share, .. }) = &self.guest else { return Ok(()) };
+                let nodes = u8::try_from(guest.shares.len()).unwrap_or(u8::MAX);
+                let private = u64::from(guest.private_pages) << 32;
+                let bits = u64::from(u16::from_le_bytes([share.vcpus, nodes])) | private;
+                let (address, length) = (lot.pool_frames(), total_pages(&guest.shares));
+                let index = u16::from_le_bytes([guest.platform, guest.memory]);
                 let entry = StartEntry { address, length, bits, index, ..entry(CapabilityKind::Guest) };
                 draft.grant(Object::Guest, entry)
+            }
+            ObjectDescriptor::GuestFrames { address } => {
+                let mut address = address;
+                for (run, index) in self.pool.clone().into_iter().zip(0..) {
+                    let (physical, bytes) = (run.start(), run.bytes());
+                    let mapping =
+                        Mapping { start: VirtAddr(address), bytes, physical, on_restart: OnRestart::Keep };
+                    self.add(&mut draft.service, mapping, user(Access::ReadWrite))?;
+                    let entry = entry(CapabilityKind::DmaRegion);
+                    let (bits, flags) = (physical.0, ENTRY_WRITABLE);
+                    let entry = StartEntry { index, address, length: bytes, bits, flags, ..entry };
+                    draft.grant(Object::Dma { physical, bytes }, entry)?;
+                    address += bytes;
+                }
+                Ok(())
             }
             ObjectDescriptor::Ports { first, count } => {
                 let (address, length) = (u64::from(first), u64::from(count));
@@ -620,11 +681,12 @@ impl<M: Machine, S: Spaces> Loader<'_, '_, M, S> {
 }
 
 impl<M: Machine, S: Spaces> Loader<'_, '_, M, S> {
-    /// Makes the guest: its memory, dormant, and its vCPUs, stopped.
-    fn guest(&mut self, guest: &GuestDescriptor, with: Virtualization) -> Result<(), LoadError> {
+    /// Makes the guest, if this node has part in one: its memory, dormant, and its vCPUs, stopped.
+    fn make_guest(&mut self) -> Result<(), LoadError> {
+        let Some(Lot { guest, share, with }) = self.guest.take() else { return Ok(()) };
         let platform = ServiceId(guest.platform);
         let name = self.state.services[platform.index()].name;
-        let ranges = ranges(guest.pages, guest.private_pages);
+        let ranges = ranges(total_pages(&guest.shares), guest.private_pages);
         let tables = tables_needed(&ranges);
         let at = take(self.m, self.frames, name, tables, None)?;
         let mut stock = TableStock::new(FrameRange { first: FrameNumber::containing(at), pages: tables });
@@ -634,8 +696,8 @@ impl<M: Machine, S: Spaces> Loader<'_, '_, M, S> {
         let second = nested.second_table(memory, GuestPhysAddr(0)).ok_or(no_tables)?;
         let root = self.state.services[platform.index()].root;
         self.spaces.link_window(self.frames, root, second);
-        let pages = take(self.m, self.frames, name, u64::from(guest.vcpus), None)?;
-        let bytes = u64::from(guest.vcpus) * PAGE;
+        let pages = take(self.m, self.frames, name, u64::from(share.vcpus), None)?;
+        let bytes = u64::from(share.vcpus) * PAGE;
         let mapping =
             Mapping { start: VirtAddr(VCPU_PAGES), bytes, physical: pages, on_restart: OnRestart::ZEROS };
         let mapped =
@@ -643,7 +705,7 @@ impl<M: Machine, S: Spaces> Loader<'_, '_, M, S> {
         mapped.ok_or(no_tables)?;
         let mappings = &mut self.state.services[platform.index()].mappings;
         mappings.push(mapping).map_err(|_| LoadError::TooMany(name, "pieces of memory"))?;
-        for number in 0..guest.vcpus {
+        for number in 0..share.vcpus {
             let id = ThreadId::from_index(self.state.threads.len());
             let mut thread = Thread::unused(id);
             thread.place(id, platform, 0);
@@ -656,7 +718,11 @@ impl<M: Machine, S: Spaces> Loader<'_, '_, M, S> {
             (vcpu.thread, vcpu.page) = (id, thread.message_page);
             self.state.threads.push(thread).map_err(|_| LoadError::TooMany(name, "vCPUs"))?;
         }
-        let pool = self.pool(name, pool_frames(guest))?;
+        let left = self.frames.free();
+        if left < guest.keep_pages {
+            return Err(LoadError::KeepsTooLittle([share.pages, guest.keep_pages, left]));
+        }
+        let pool = core::mem::take(&mut self.pool);
         let permission_maps = with.permission_maps;
         self.state.guest = Some(Guest {
             platform,
@@ -672,29 +738,24 @@ impl<M: Machine, S: Spaces> Loader<'_, '_, M, S> {
         });
         Ok(())
     }
-
-    /// Takes frames for the guest's pages, in as few pieces as there are, each of whole 2 MiB.
-    fn pool(&mut self, name: Name, frames: u64) -> Result<Vec<FrameRange, MAX_RUNS>, LoadError> {
-        let mut pool = Vec::new();
-        let (mut left, mut piece) = (frames, frames);
-        while left > 0 {
-            piece = piece.min(left);
-            match self.frames.allocate(piece, LARGE_PAGES, None) {
-                Ok(run) => {
-                    left -= piece;
-                    pool.push(run).map_err(|_| LoadError::TooMany(name, "pieces of guest memory"))?;
-                }
-                Err(error) if piece <= LARGE_PAGES => return Err(LoadError::NoMemory(name, error)),
-                Err(_) => piece = (piece / 2).next_multiple_of(LARGE_PAGES),
-            }
-        }
-        Ok(pool)
-    }
 }
 
-/// Frames of the guest's pool: one for each of its pages, one for the page of zeros, up to whole 2 MiB.
-const fn pool_frames(guest: &GuestDescriptor) -> u64 {
-    (guest.pages + guest.private_pages as u64 + 1).next_multiple_of(LARGE_PAGES)
+/// Takes frames for the guest's pages, in as few pieces as there are, each of whole 2 MiB.
+fn pool(frames: &mut Frames, name: Name, count: u64) -> Result<Vec<FrameRange, MAX_RUNS>, LoadError> {
+    let mut pool = Vec::new();
+    let (mut left, mut piece) = (count, count);
+    while left > 0 {
+        piece = piece.min(left);
+        match frames.allocate(piece, LARGE_PAGES, None) {
+            Ok(run) => {
+                left -= piece;
+                pool.push(run).map_err(|_| LoadError::TooMany(name, "pieces of guest memory"))?;
+            }
+            Err(error) if piece <= LARGE_PAGES => return Err(LoadError::NoMemory(name, error)),
+            Err(_) => piece = (piece / 2).next_multiple_of(LARGE_PAGES),
+        }
+    }
+    Ok(pool)
 }
 
 /// How a service's memory is mapped.

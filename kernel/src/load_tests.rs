@@ -11,6 +11,7 @@ use ipc::abi::{
     CapabilityKind, FAULT_BIT, Name, RECEIVE_MESSAGES, REGION_BASE, START_MAGIC, START_PAGE, StartPage,
     message_page,
 };
+use ipc::guest::{Share, Shares};
 use ipc::image::{
     CapabilityDescriptor, DeviceDescriptor, Entry, EntryKind, GuestDescriptor, Header, Image, MAGIC,
     ObjectDescriptor, RegionDescriptor, RegionKind, ServiceDescriptor, SystemDescriptor,
@@ -189,6 +190,16 @@ fn load_with(
     memory: &[(u64, u64)],
     virtualization: Option<Virtualization>,
 ) -> Loaded {
+    load_on(7, bytes, devices, memory, virtualization)
+}
+
+fn load_on(
+    node: u64,
+    bytes: &[u8],
+    devices: &[Option<Device>],
+    memory: &[(u64, u64)],
+    virtualization: Option<Virtualization>,
+) -> Loaded {
     let mut m = FakeMachine::new();
     let mut map = MemoryMap::new();
     for &(start, length) in memory {
@@ -215,7 +226,7 @@ fn load_with(
     let platform = Platform {
         tsc_hz: 1_000_000_000,
         cores: 2,
-        node: 7,
+        node,
         module: PhysAddr(MODULE),
         virtualization,
         devices: &devices.iter().cloned().collect(),
@@ -353,15 +364,24 @@ fn every_false_claim_is_refused_by_name() {
     capability(ObjectDescriptor::Device { device: 0, address: REGION_BASE, first_bit: 61 });
 }
 
-const GUEST: GuestDescriptor = GuestDescriptor {
-    platform: 1,
-    memory: 0,
-    placement: 2,
-    vcpus: 3,
-    pages: 2000,
-    private_pages: 40,
-    priority: 9,
-};
+/// A guest on one node.
+fn guest(vcpus: u8, pages: u64) -> GuestDescriptor {
+    GuestDescriptor {
+        platform: 1,
+        memory: 0,
+        placement: 2,
+        carrier: None,
+        shares: Shares::from_array([Share { node: 0, vcpus, pages }]),
+        keep_pages: 0,
+        private_pages: 40,
+        priority: 9,
+    }
+}
+
+/// The usual one.
+fn some_guest() -> GuestDescriptor {
+    guest(3, 2000)
+}
 
 /// Three services that serve a guest, of 16 MiB in all with what they need themselves.
 fn guest_image(guest: GuestDescriptor) -> Vec<u8> {
@@ -379,7 +399,7 @@ fn virtualization() -> Virtualization {
 
 #[test]
 fn a_guest_gets_its_memory_tables_threads_and_window() {
-    let bytes = guest_image(GUEST);
+    let bytes = guest_image(some_guest());
     let memory = [(0x10_0000, 0x20_0000), (0x40_0000, 0x20_0000), (0x7f_f000, 0x80_1000)];
     let mut loaded = load_with(&bytes, &[], &memory, Some(virtualization()));
     loaded.result.unwrap();
@@ -426,7 +446,8 @@ fn a_guest_gets_its_memory_tables_threads_and_window() {
             StartPage::read_from_prefix(loaded.m.at(loaded.state.services[service].start_page)).unwrap();
         let entry = page.entries[0];
         assert_eq!((page.entry_count, entry.kind), (1, CapabilityKind::Guest as u16));
-        assert_eq!((entry.address, entry.length, entry.bits, entry.index), (2048, 2000, 3 | 40 << 32, 1));
+        assert_eq!((entry.address, entry.length), (2048, 2000));
+        assert_eq!((entry.bits, entry.index), (3 | 1 << 8 | 40 << 32, 1));
         assert_eq!(loaded.state.services[service].capabilities[0], Object::Guest);
     }
     testing::check(&loaded.state);
@@ -435,7 +456,7 @@ fn a_guest_gets_its_memory_tables_threads_and_window() {
 #[test]
 fn a_pool_is_made_of_pieces_when_memory_is() {
     // 6 MiB, of which no more than 4 are in one piece.
-    let bytes = guest_image(GuestDescriptor { pages: 1535, private_pages: 0, ..GUEST });
+    let bytes = guest_image(GuestDescriptor { private_pages: 0, ..guest(3, 1535) });
     let memory = [(0x10_0000, 0x50_0000), (0x70_0000, 0x30_0000), (0xb0_0000, 0x50_0000)];
     let loaded = load_with(&bytes, &[], &memory, Some(virtualization()));
     loaded.result.unwrap();
@@ -457,26 +478,99 @@ fn a_guest_that_memory_cannot_hold_is_refused_by_name() {
         assert!(error.contains("'platform'") && error.contains(words), "{error:?} does not say {words:?}");
     };
     let enough = [(0x10_0000, 0x100_0000)];
-    refused(GUEST, &[(0x10_0000, 0x60_0000)], "no memory for");
-    refused(GuestDescriptor { pages: 1 << 22, ..GUEST }, &enough, "no memory for");
+    refused(some_guest(), &[(0x10_0000, 0x60_0000)], "no memory for");
+    refused(guest(3, 1 << 22), &enough, "no memory for");
     // 2 MiB pieces that are not aligned are none.
     refused(
-        GUEST,
+        some_guest(),
         &[(0x10_0000, 0x10_0000), (0x20_1000, 0x3f_e000), (0x60_1000, 0x3f_e000)],
         "no memory for",
     );
-    refused(GuestDescriptor { pages: 0, ..GUEST }, &enough, "its guest's memory");
-    refused(GuestDescriptor { pages: u64::MAX, ..GUEST }, &enough, "its guest's memory");
-    refused(GuestDescriptor { pages: (1 << 38) / 4096, ..GUEST }, &enough, "its guest's memory");
-    refused(GuestDescriptor { private_pages: u32::MAX, ..GUEST }, &enough, "its guest's memory");
-    refused(GuestDescriptor { vcpus: 0, ..GUEST }, &enough, "number of vCPUs");
-    refused(GuestDescriptor { vcpus: 65, ..GUEST }, &enough, "number of vCPUs");
-    refused(GuestDescriptor { priority: 16, ..GUEST }, &enough, "its guest's priority");
-    refused(GuestDescriptor { memory: 3, ..GUEST }, &enough, "a service of its guest's");
-    refused(GuestDescriptor { placement: 255, ..GUEST }, &enough, "a service of its guest's");
-    let image = guest_image(GuestDescriptor { platform: 3, ..GUEST });
+    refused(guest(3, 0), &enough, "its guest's memory");
+    refused(guest(3, u64::MAX), &enough, "its guest's memory");
+    refused(guest(3, (1 << 38) / 4096), &enough, "its guest's memory");
+    refused(GuestDescriptor { private_pages: u32::MAX, ..some_guest() }, &enough, "its guest's memory");
+    refused(guest(0, 2000), &enough, "number of vCPUs");
+    refused(guest(65, 2000), &enough, "number of vCPUs");
+    refused(GuestDescriptor { priority: 16, ..some_guest() }, &enough, "its guest's priority");
+    refused(GuestDescriptor { memory: 3, ..some_guest() }, &enough, "a service of its guest's");
+    refused(GuestDescriptor { placement: 255, ..some_guest() }, &enough, "a service of its guest's");
+    let image = guest_image(GuestDescriptor { platform: 3, ..some_guest() });
     let error = load_with(&image, &[], &enough, Some(virtualization())).result.unwrap_err();
     assert!(error.to_string().contains("a service of its guest's"), "{error}");
+}
+
+/// Two nodes, of which the second gives less, and a carrier.
+fn spanning() -> GuestDescriptor {
+    let shares = [Share { node: 1, vcpus: 3, pages: 1000 }, Share { node: 7, vcpus: 2, pages: 100 }];
+    GuestDescriptor { carrier: Some(3), shares: Shares::from_iter(shares), ..some_guest() }
+}
+
+fn spanning_image(guest: GuestDescriptor) -> Vec<u8> {
+    let frames = ("guest-frames", ObjectDescriptor::GuestFrames { address: REGION_BASE });
+    let mut services = Vec::new();
+    for name in ["memory", "platform", "placement"] {
+        services.push((service(name, &[("guest", ObjectDescriptor::Guest)]), elf()));
+    }
+    services.push((service("carrier", &[("guest", ObjectDescriptor::Guest), frames]), elf()));
+    image(&SystemDescriptor { guest: Some(guest), ..system(4) }, &services)
+}
+
+#[test]
+fn a_node_of_several_has_its_share_and_its_carrier_all_frames() {
+    let bytes = spanning_image(spanning());
+    // No more than 2 MiB are in one piece.
+    let memory = [(0x10_0000, 0x20_0000), (0x40_0000, 0x20_0000), (0x80_0000, 0x30_0000)];
+    let mut loaded = load_on(7, &bytes, &[], &memory, Some(virtualization()));
+    loaded.result.unwrap();
+    let guest = loaded.state.guest.as_ref().unwrap();
+    assert_eq!(guest.ranges, [(0, 1100), (1 << 20, 0), (PRIVATE_START / 4096, 40)]);
+    // Of 100 pages, 40 private ones, the page of zeros and those of the carrier.
+    assert_eq!(guest.pool.iter().map(|run| run.pages).sum::<u64>(), 512);
+    assert_eq!(loaded.state.vcpus.len(), 2);
+    let pool = guest.pool.clone();
+    let carrier = &loaded.state.services[3];
+    let (page, _) = StartPage::read_from_prefix(loaded.m.at(carrier.start_page)).unwrap();
+    assert_eq!((page.entries[0].address, page.entries[0].length), (512, 1100));
+    assert_eq!(page.entries[0].bits, 2 | 2 << 8 | 40 << 32);
+    assert_eq!(page.entry_count as usize, 1 + pool.len());
+    let mut at = REGION_BASE;
+    for ((entry, run), index) in page.entries[1..].iter().zip(&pool).zip(0..) {
+        assert_eq!((entry.kind, entry.index), (CapabilityKind::DmaRegion as u16, index));
+        assert_eq!((entry.address, entry.length, entry.bits), (at, run.bytes(), run.start().0));
+        assert_eq!(carrier.translate(VirtAddr(at), 8), Some(run.start()));
+        at += run.bytes();
+    }
+}
+
+#[test]
+fn a_node_without_a_share_has_no_guest() {
+    let memory = [(0x10_0000, 0x80_0000)];
+    let loaded = load_on(2, &spanning_image(spanning()), &[], &memory, Some(virtualization()));
+    loaded.result.unwrap();
+    assert!(loaded.state.guest.is_none() && loaded.state.vcpus.is_empty());
+}
+
+#[test]
+fn a_node_that_would_keep_too_little_says_so() {
+    let guest = GuestDescriptor { keep_pages: 1 << 20, ..some_guest() };
+    let loaded = load_with(&guest_image(guest), &[], &[(0x10_0000, 0x100_0000)], Some(virtualization()));
+    let error = loaded.result.unwrap_err().to_string();
+    assert!(error.contains("gives 7 MiB") && error.contains("keep 4096 MiB"), "{error}");
+}
+
+#[test]
+fn several_shares_need_a_carrier_and_one_has_none() {
+    let enough = [(0x10_0000, 0x100_0000)];
+    for guest in [
+        GuestDescriptor { carrier: None, ..spanning() },
+        GuestDescriptor { shares: some_guest().shares, ..spanning() },
+        GuestDescriptor { carrier: Some(9), ..spanning() },
+    ] {
+        let error =
+            load_on(1, &spanning_image(guest), &[], &enough, Some(virtualization())).result.unwrap_err();
+        assert!(error.to_string().contains("its guest's"), "{error}");
+    }
 }
 
 #[test]
@@ -485,7 +579,7 @@ fn without_virtualization_or_a_guest_nobody_has_the_capability() {
     let alone = (service("platform", &[("guest", ObjectDescriptor::Guest)]), elf());
     let loaded = load_image(&image(&with_guest(None, 1), &[alone]), &[]);
     assert!(loaded.result.unwrap_err().to_string().contains("one of its capabilities"));
-    let mut loaded = load_with(&guest_image(GUEST), &[], &[(0x10_0000, 0x80_0000)], None);
+    let mut loaded = load_with(&guest_image(some_guest()), &[], &[(0x10_0000, 0x80_0000)], None);
     loaded.result.unwrap();
     assert!(
         loaded.state.guest.is_none() && loaded.state.vcpus.is_empty() && loaded.spaces.windows.is_empty()

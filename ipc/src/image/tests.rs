@@ -10,7 +10,7 @@ use super::{
     SystemDescriptor,
 };
 use crate::abi::{Name, PAGE_SIZE};
-use crate::guest::{BLOB_CONTENTS, BLOB_MAGIC, BlobHeader};
+use crate::guest::{BLOB_CONTENTS, BLOB_MAGIC, BlobHeader, Share};
 
 fn name(text: &str) -> Name {
     Name::new(text).unwrap()
@@ -27,8 +27,12 @@ fn system() -> SystemDescriptor {
             platform: 3,
             memory: 1,
             placement: 2,
-            vcpus: 4,
-            pages: 1 << 26,
+            carrier: Some(5),
+            shares: heapless::Vec::from_iter([
+                Share { node: 1, vcpus: 4, pages: 1 << 26 },
+                Share { node: 2, vcpus: 64, pages: 1 },
+            ]),
+            keep_pages: 4096,
             private_pages: 2048,
             priority: 12,
         }),

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::guest::Shares;
+
 crate::interface! {
     /// Tells what memory this node has, and how the guest uses it.
     pub interface Ept = 3 {
@@ -12,7 +14,19 @@ crate::interface! {
         /// Takes all of the guest's memory away, a part at each call; `true` when nothing is left. Its vCPUs are stopped.
         /// Refused to all but its platform.
         control release() -> bool = 3;
+        /// A guest begins whose memory these nodes share, this one among them. Nothing is left of the one before. Refused to
+        /// all but its platform, and while this node has pages of another.
+        control begin(Begin) -> bool = 4;
     }
+}
+
+/// The nodes that share a guest's memory.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Begin {
+    /// The number of the guest's start, the same on all nodes: messages of another are dropped.
+    pub run: u32,
+    /// What each node gives.
+    pub shares: Shares,
 }
 
 /// The node's memory, in frames of 4 KiB.

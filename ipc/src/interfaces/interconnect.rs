@@ -2,8 +2,9 @@
 
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, TryFromBytes};
 
-use crate::wire::{Class, WireError};
+use crate::wire::{Class, MESSAGE_BYTES, WireError};
 
 /// The most nodes that one node hears of.
 pub const MAX_PEERS: usize = 64;
@@ -24,15 +25,16 @@ crate::interface! {
         control exchange() -> Exchange = 4;
         /// Who belongs to the cluster, and how well its clock is known; `None` when the node has no card.
         control view() -> Option<View> = 5;
-        /// Lends a page frame of the pool that the service shares with its clients, to write a message's contents to;
-        /// `None` when none can be spared.
-        control lend() -> Option<Handle> = 6;
-        /// Takes a page frame back.
-        control give_back(Handle) -> bool = 7;
-        /// Sends a message through the reliable channel to a member. Its page frame is not the caller's any more.
-        control send(Outgoing) -> SendAnswer = 8;
-        /// The next message that came. Its page frame is lent to the caller.
-        control receive() -> Option<Incoming> = 9;
+        /// The cluster's time, once it is known.
+        control time() -> Option<Time> = 6;
+        /// The frames of the guest's pool that the service has now; none when it is not the guest's carrier. All messages that
+        /// came and were not taken, and all of the caller's that were not transmitted, are dropped: for the owner of the
+        /// guest's memory when it begins anew.
+        control frames() -> Frames = 7;
+        /// Sends a message through the reliable channel to a member.
+        hot send(Outgoing) -> Sent = 8;
+        /// Gives the caller the next message that came for it. A frame that came with the last one is made up for.
+        hot receive(Next) -> Incoming = 9;
     }
 }
 
@@ -70,48 +72,128 @@ pub struct Messages {
     pub abandoned: u64,
 }
 
-/// A [`FrameHandle`](crate::frame::FrameHandle): its index is the page frame's place in the pool.
-pub type Handle = u64;
+/// No frame.
+pub const NO_FRAME: u32 = u32::MAX;
+/// Frames of the guest's pool.
+pub type Frames = Vec<u32, { crate::guest::CARRIER_FRAMES as usize }>;
+
+/// Whose the page is that goes with a message.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    Eq,
+    Immutable,
+    IntoBytes,
+    KnownLayout,
+    PartialEq,
+    Serialize,
+    Deserialize,
+    TryFromBytes,
+)]
+#[repr(u8)]
+pub enum Contents {
+    /// No page goes with it.
+    #[default]
+    None = 0,
+    /// The page in the frame named, which stays the sender's. Until the message was delivered the sender neither changes
+    /// nor frees it, which it knows from what it hears of the receiver.
+    Shared = 1,
+    /// The page in the frame named, which is the service's from now on; the sender gets another one for it.
+    Given = 2,
+}
 
 /// A message to be sent.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Eq, Immutable, IntoBytes, KnownLayout, PartialEq, TryFromBytes)]
+#[repr(C)]
 pub struct Outgoing {
+    /// What it says.
+    pub message: [u8; MESSAGE_BYTES],
+    /// A frame of the guest's pool, or [`NO_FRAME`].
+    pub frame: u32,
     /// To which node.
     pub node: u16,
-    /// How urgent.
+    /// How urgent: [`Class::Platform`] reaches the guest's platform there, every other the owner of its memory.
     pub class: Class,
-    /// What it says.
-    pub tag: u64,
-    /// A page frame that was lent, and how many of its first bytes: 8 to 4096, a multiple of 8.
-    pub contents: Option<(Handle, u16)>,
+    /// Whether a page goes with it.
+    pub contents: Contents,
 }
 
-/// What the service makes of an [`Outgoing`]. Unless it is taken, its page frame stays the caller's.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+/// What the service makes of an [`Outgoing`].
+#[derive(Clone, Copy, Debug, Eq, Immutable, IntoBytes, KnownLayout, PartialEq, TryFromBytes)]
+#[repr(C)]
+pub struct Sent {
+    /// Whether it is taken.
+    pub answer: SendAnswer,
+    /// The frame in exchange for one that was [`Contents::Given`], when it is taken; else [`NO_FRAME`].
+    pub frame: u32,
+}
+
+/// Whether a message is taken. Unless it is, a frame stays the caller's.
+#[derive(Clone, Copy, Debug, Eq, Immutable, IntoBytes, KnownLayout, PartialEq, TryFromBytes)]
+#[repr(u32)]
 pub enum SendAnswer {
     /// It is taken: it comes once and in order, or is given up with the other node's life.
-    Taken,
+    Taken = 0,
     /// The node has no card.
-    NoCard,
+    NoCard = 1,
     /// The other node is not a member.
-    NoSuchMember,
-    /// So many wait that there is no room for it now.
-    Full,
-    /// The page frame was not lent, or its contents have a length that no message on this link has.
-    BadContents,
+    NoSuchMember = 2,
+    /// So many wait that there is no room for it now, or no frame in exchange. `arrived` is raised when there is again.
+    Full = 3,
+    /// The frame is none of the pool's, or is the service's.
+    BadFrame = 4,
 }
 
-/// A message that came.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+/// What a client says when it asks for the next message.
+#[derive(Clone, Copy, Debug, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq)]
+#[repr(C)]
+pub struct Next {
+    /// A frame for the one that came with the last message: each is made up for before the next one comes. Otherwise
+    /// [`NO_FRAME`].
+    pub frame: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// A message that came, or none.
+#[derive(Clone, Copy, Debug, Eq, Immutable, IntoBytes, KnownLayout, PartialEq, TryFromBytes)]
+#[repr(C)]
 pub struct Incoming {
+    /// What it says.
+    pub message: [u8; MESSAGE_BYTES],
+    /// The frame with the page that came with it, which is the caller's from now on; or [`NO_FRAME`].
+    pub frame: u32,
     /// From which node.
     pub node: u16,
-    /// How urgent.
+    /// How urgent it was.
     pub class: Class,
-    /// What it says.
-    pub tag: u64,
-    /// A page frame with the contents at its start, and how many bytes.
-    pub contents: Option<(Handle, u16)>,
+    /// What this is.
+    pub kind: IncomingKind,
+}
+
+/// What an [`Incoming`] is.
+#[derive(Clone, Copy, Debug, Eq, Immutable, IntoBytes, KnownLayout, PartialEq, TryFromBytes)]
+#[repr(u8)]
+pub enum IncomingKind {
+    /// There is no message.
+    Nothing = 0,
+    /// A message.
+    Message = 1,
+    /// No message is given, because the frame that came with the last one was not made up for.
+    Owed = 2,
+}
+
+/// The cluster's time.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Time {
+    /// A tick of the node's TSC.
+    pub local: u64,
+    /// The cluster's time then, in ticks.
+    pub cluster: u64,
+    /// How far it may be from the first member's, in ticks.
+    pub error: u64,
 }
 
 /// Frames and their bytes.

@@ -1,6 +1,7 @@
 //! What a frame is, how urgent, and which part of a message.
 
 use serde::{Deserialize, Serialize};
+use zerocopy::{Immutable, IntoBytes, KnownLayout, TryFromBytes};
 
 /// The most fragments of a page.
 pub const MAX_FRAGMENTS: usize = 4;
@@ -53,32 +54,45 @@ impl Kind {
 pub const CLASSES: usize = 4;
 
 /// How urgent a frame is, the most urgent first: one class never waits for another.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    Deserialize,
+    Eq,
+    Immutable,
+    IntoBytes,
+    KnownLayout,
+    PartialEq,
+    Serialize,
+    TryFromBytes,
+)]
 #[repr(u8)]
 pub enum Class {
-    /// Short messages that others wait for: invalidations, their acknowledgements, interrupts.
+    /// Short messages that others wait for: invalidations, their acknowledgements.
     #[default]
     Control = 0,
+    /// Messages between the platforms of a guest: interrupts, accesses to devices.
+    Platform = 1,
     /// Questions: what their answers say goes in the other classes.
-    Request = 1,
-    /// Page contents that a processor waits for.
-    Page = 2,
-    /// Contents that nobody waits for at once: evicted pages, moves, disks.
-    Bulk = 3,
+    Request = 2,
+    /// Page contents.
+    Page = 3,
 }
 
 impl Class {
     /// All of them, the most urgent first.
-    pub const ALL: [Self; CLASSES] = [Self::Control, Self::Request, Self::Page, Self::Bulk];
+    pub const ALL: [Self; CLASSES] = [Self::Control, Self::Platform, Self::Request, Self::Page];
 
     /// The class in two bits of a number.
     #[must_use]
     pub const fn from_bits(number: u8) -> Self {
         match number & 3 {
             0 => Self::Control,
-            1 => Self::Request,
-            2 => Self::Page,
-            _ => Self::Bulk,
+            1 => Self::Platform,
+            2 => Self::Request,
+            _ => Self::Page,
         }
     }
 }

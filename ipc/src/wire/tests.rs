@@ -20,7 +20,7 @@ fn frame(payload_bytes: u16) -> FrameHeader {
         sequence: 5,
         acknowledgement: 4,
         tag: 0x0807_0605_0403_0201,
-        ..Message::new(Kind::EchoRequest, Class::Bulk)
+        ..Message::new(Kind::EchoRequest, Class::Page)
     };
     FrameHeader::new(THERE, MAC, MAC_HERE, message).seal(0x1234_5678)
 }
@@ -52,7 +52,7 @@ fn a_frame_survives_the_wire() {
     for payload in [0, 8, 4096] {
         let parsed = parse(&frame(payload), usize::from(payload)).unwrap();
         assert_eq!(parsed.payload_bytes, usize::from(payload));
-        assert_eq!((parsed.kind, parsed.class, parsed.from), (Kind::EchoRequest, Class::Bulk, MAC));
+        assert_eq!((parsed.kind, parsed.class, parsed.from), (Kind::EchoRequest, Class::Page, MAC));
         assert_eq!(parsed.payload_checksum, 0x1234_5678);
         assert_eq!(parsed.header.sequence.get(), 5);
         assert_eq!(parsed.header.acknowledgement.get(), 4);

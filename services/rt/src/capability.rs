@@ -127,14 +127,18 @@ pub struct Guest {
     pub handle: Handle,
     /// Frames in its pool.
     pub frames: u64,
-    /// Pages of its memory.
+    /// Pages of its memory, on all nodes together.
     pub pages: u64,
-    /// Its vCPUs.
-    pub vcpus: u32,
+    /// Its vCPUs on this node.
+    pub vcpus: u8,
+    /// How many nodes it spans.
+    pub nodes: u8,
     /// Pages of its private memory.
     pub private_pages: u32,
     /// The number of its platform's service.
-    pub platform: u16,
+    pub platform: u8,
+    /// The number of the service that owns its memory.
+    pub memory: u8,
 }
 
 /// A PCI function's configuration space.

@@ -138,7 +138,7 @@ impl StatePages {
     #[must_use]
     pub fn take(guest: &Guest) -> Option<Self> {
         let taken = TAKEN.swap(true, Ordering::Relaxed);
-        (!taken).then_some(Self { last: (guest.vcpus as usize).saturating_sub(1) })
+        (!taken).then_some(Self { last: usize::from(guest.vcpus).saturating_sub(1) })
     }
 
     /// The page of a vCPU that is at an exit (of the last one, for a number that is too high): the kernel writes it only

@@ -171,6 +171,19 @@ impl<'a> Start<'a> {
         Ok(DmaRegion { handle: Handle(entry.handle), region: Region::of(entry), physical: entry.bits })
     }
 
+    /// The contiguous pieces of the DMA memory of this name, in order.
+    pub fn dma_pieces(&self, name: &str) -> impl Iterator<Item = DmaRegion> + use<'a> {
+        let name = Name::new(name);
+        let entries = self.entries.iter();
+        let pieces = entries
+            .filter(move |entry| entry.kind == CapabilityKind::DmaRegion as u16 && Some(entry.name) == name);
+        pieces.map(|entry| DmaRegion {
+            handle: Handle(entry.handle),
+            region: Region::of(entry),
+            physical: entry.bits,
+        })
+    }
+
     /// The I/O ports of this name.
     ///
     /// # Errors
@@ -210,14 +223,18 @@ impl<'a> Start<'a> {
     /// [`Missing`].
     pub fn guest(&self) -> Result<Guest, Missing> {
         let entry = self.find(CapabilityKind::Guest, GUEST_CAPABILITY, |_| true)?;
+        let [vcpus, nodes, ..] = entry.bits.to_le_bytes();
+        let [platform, memory] = entry.index.to_le_bytes();
         Ok(Guest {
             handle: Handle(entry.handle),
             frames: entry.address,
             pages: entry.length,
-            // The two halves of a word.
-            vcpus: (entry.bits & 0xffff_ffff) as u32,
+            vcpus,
+            nodes,
+            // The upper half.
             private_pages: (entry.bits >> 32) as u32,
-            platform: entry.index,
+            platform,
+            memory,
         })
     }
 
