@@ -179,6 +179,9 @@ pub enum Syscall {
     VcpuFetch = 28,
     /// Makes core `rdx` the home of vCPU `rsi`. Needs the guest capability `rdi`, held for placement.
     VcpuPlace = 29,
+    /// How far vCPU `rsi` has come: in `rdi` the fingerprint of its registers ([`crate::vcpu::GUEST_FAULT`]) as of when it last left
+    /// guest mode, and in bit 32 whether it is in guest mode now. Needs the guest capability `rdi`, held as its memory's owner.
+    GuestProgress = 30,
 }
 
 /// [`Syscall::GuestMap`]: nothing is there.
@@ -199,7 +202,7 @@ impl Syscall {
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "compared with the array's length")]
     pub const fn from_number(number: u64) -> Option<Self> {
-        const ALL: [Syscall; 30] = [
+        const ALL: [Syscall; 31] = [
             Syscall::Call,
             Syscall::Receive,
             Syscall::Reply,
@@ -230,6 +233,7 @@ impl Syscall {
             Syscall::VcpuKick,
             Syscall::VcpuFetch,
             Syscall::VcpuPlace,
+            Syscall::GuestProgress,
         ];
         if number < ALL.len() as u64 { Some(ALL[number as usize]) } else { None }
     }

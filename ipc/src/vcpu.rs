@@ -135,8 +135,10 @@ pub const fn exit_label(reason: ExitReason) -> Label {
 pub const RESUME_AS_BEFORE: u16 = 1;
 
 /// The label's method of a fault in guest memory, which goes to the service that owns it: words: 0 the guest-physical
-/// address; 1 `ACCESS_*`; 2 the vCPU's number or [`FAULT_OF_WINDOW`]. A reply with method 0
-/// lets the access be tried again; any other ends it as [`ExitReason::MemoryLost`].
+/// address; 1 `ACCESS_*` in the lower half, and in the upper half, when the guest spans nodes, a vCPU's *fingerprint*: a hash
+/// of its general registers and RIP, which is the same as long as no instruction of it is retired; 2 the vCPU's number or
+/// [`FAULT_OF_WINDOW`]; 3 a vCPU's RIP. A reply with method 0 lets the access be tried again; any other ends it as
+/// [`ExitReason::MemoryLost`].
 pub const GUEST_FAULT: u16 = 0xff00;
 /// See [`GUEST_FAULT`]: a miss in the platform's window.
 pub const FAULT_OF_WINDOW: u64 = u64::MAX;

@@ -48,6 +48,8 @@ pub struct Guest {
     pub stock: TableStock,
     /// Changes so far that made a translation stale.
     pub generation: u64,
+    /// Whether other nodes have part in it.
+    pub spans: bool,
     /// What the processor offers.
     pub features: Features,
     /// Which ports and which model-specific registers are intercepted.

@@ -733,6 +733,7 @@ impl<M: Machine, S: Spaces> Loader<'_, '_, M, S> {
             nested,
             stock,
             generation: 0,
+            spans: guest.carrier.is_some(),
             features: with.features,
             permission_maps,
         });

@@ -147,6 +147,7 @@ impl State {
             Syscall::VcpuKick => self.vcpu_kick(m, request),
             Syscall::VcpuFetch => self.vcpu_fetch(m, request),
             Syscall::VcpuPlace => self.vcpu_place(m, request),
+            Syscall::GuestProgress => self.guest_progress(m, request).map(|value| self.give(id, value)),
         }
     }
 

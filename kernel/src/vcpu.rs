@@ -14,7 +14,7 @@ mod control;
 
 use core::mem::offset_of;
 
-use ipc::abi::{Label, NEVER, PAGE_SIZE, ServiceState};
+use ipc::abi::{Label, NEVER, PAGE_SIZE, ServiceState, UserRegisters};
 use ipc::vcpu::{
     DIRTY_SYSTEM, EntryControl, ExitReason, FAULT_OF_WINDOW, GUEST_FAULT, HALT, RESUME_AS_BEFORE,
     SystemState, VcpuPage, exit_label,
@@ -108,6 +108,21 @@ impl Vcpu {
             ready_since: 0,
             counters: VcpuCounters { exits: 0, faults: 0, halts: 0, kicks: 0, entries: 0, steal: 0 },
         }
+    }
+
+    /// A hash of its general registers and RIP, when it is not in guest mode.
+    pub(crate) fn fingerprint(&self, m: &impl Machine) -> u32 {
+        const SCATTER: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut registers = UserRegisters::ZERO;
+        m.read(self.page, registers.as_mut_bytes());
+        let [(_, rax), (_, rsp), (_, rip), _] = self.hardware.registers();
+        let UserRegisters { rbx, rcx, rdx, rsi, rdi, rbp, .. } = registers;
+        let UserRegisters { r8, r9, r10, r11, r12, r13, r14, r15, .. } = registers;
+        let all = [rip, rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8, r9, r10, r11, r12, r13, r14, r15];
+        let hash = all
+            .into_iter()
+            .fold(0, |hash: u64, register| (hash.rotate_left(29) ^ register).wrapping_mul(SCATTER));
+        u32::try_from(hash >> 32).unwrap_or(0)
     }
 
     /// Saves what it left in this core. XCR0 is what the guest made of it, unless its service chose another since.
@@ -291,12 +306,18 @@ impl State {
         access: u64,
         vcpu: Option<VcpuId>,
     ) {
-        let Some(owner) = self.guest.as_ref().map(|guest| guest.memory) else { return };
+        let Some((owner, spans)) = self.guest.as_ref().map(|guest| (guest.memory, guest.spans)) else {
+            return;
+        };
+        let mut words = [address.0, access, FAULT_OF_WINDOW, 0];
         if let Some(vcpu) = vcpu {
-            self.vcpus[vcpu.index()].counters.faults += 1;
+            let this = &mut self.vcpus[vcpu.index()];
+            this.counters.faults += 1;
+            (words[2], words[3]) = (u64::from(vcpu.0), this.hardware.vmcb.save.rip);
+            if spans {
+                words[1] |= u64::from(this.fingerprint(m)) << 32;
+            }
         }
-        let who = vcpu.map_or(FAULT_OF_WINDOW, |vcpu| u64::from(vcpu.0));
-        let words = [address.0, access, who, 0];
         self.kernel_call(m, core, id, owner, Maker::Fault, Label::new(GUEST_FAULT, 0), words);
     }
 

@@ -54,7 +54,8 @@ impl Node {
     fn expect_fault(&self, core: CoreId, address: u64, access: u64, who: u64) {
         let id = self.current(core).unwrap();
         assert_eq!(self.state.thread(id).service, MEMORY);
-        assert_eq!(self.message(core), (Label::new(GUEST_FAULT, 0), [address, access, who, 0]));
+        let (label, words) = self.message(core);
+        assert_eq!((label, &words[..3]), (Label::new(GUEST_FAULT, 0), &[address, access, who][..]));
     }
 
     /// Replies to the call whose time the current thread of a core has.

@@ -142,6 +142,7 @@ impl Node {
             nested,
             stock,
             generation: 0,
+            spans: false,
             features: FEATURES,
             permission_maps: [PhysAddr(0x2000), PhysAddr(0x5000)],
         });

@@ -156,6 +156,15 @@ impl State {
         if self.threads[id.index()].core == home { Ok(()) } else { Err(Error::Again) }
     }
 
+    /// [`ipc::abi::Syscall::GuestProgress`].
+    pub(crate) fn guest_progress(&mut self, m: &mut impl Machine, request: &Request) -> Result<u64, Error> {
+        self.guest_of(request, |guest| guest.memory)?;
+        let vcpu = self.known_vcpu(request.registers.rsi)?;
+        let this = &self.vcpus[vcpu.index()];
+        let fingerprint = u64::from(this.fingerprint(m));
+        Ok(fingerprint | u64::from(self.core_running(this.thread).is_some()) << 32)
+    }
+
     /// What a vCPU does.
     pub(crate) fn activity(&self, vcpu: VcpuId) -> VcpuActivity {
         match self.threads[self.vcpus[vcpu.index()].thread.index()].state {

@@ -129,3 +129,33 @@ fn a_window_miss_with_the_owner_down_ends_the_platform() {
     assert_eq!((report.cause, report.address), (FaultCause::PageFault as u64, WINDOW_BASE + 8));
     assert_eq!((n.what(V0), n.current(CORE)), (ThreadState::Unused, None));
 }
+
+#[test]
+fn a_fingerprint_tells_whether_an_instruction_is_retired() {
+    let mut n = Node::running(1, 1);
+    n.exit(CORE, code::NESTED_PAGE_FAULT, [6, 0x5000]);
+    let (_, [_, access, _, rip]) = n.message(CORE);
+    // Nobody else has part in the guest.
+    assert_eq!((access, rip), (ACCESS_WRITE, n.state.vcpus[0].hardware.vmcb.save.rip));
+    n.answer(CORE, Label(0));
+    n.state.guest.as_mut().unwrap().spans = true;
+    n.exit(CORE, code::NESTED_PAGE_FAULT, [6, 0x5000]);
+    let (_, [_, access, ..]) = n.message(CORE);
+    assert_eq!(access & 0xffff_ffff, ACCESS_WRITE);
+    let progress = |n: &mut Node, vcpu| {
+        let status = n.vcpu_call(CORE, Syscall::GuestProgress, vcpu);
+        (status, n.registers(n.current(CORE).unwrap()).rdi)
+    };
+    // The memory's owner runs on its time: it is not in guest mode.
+    let first = (0, access >> 32);
+    assert_eq!(progress(&mut n, V0), first);
+    assert_eq!(progress(&mut n, VcpuId(64)).0, Error::NoSuchItem.status());
+    let save = n.state.vcpus[0].hardware.vmcb.save;
+    n.state.vcpus[0].hardware.vmcb.save.rip += 3;
+    assert_ne!(progress(&mut n, V0), first);
+    n.state.vcpus[0].hardware.vmcb.save = save;
+    n.write(V0, |page| page.registers.r15 ^= 1 << 63);
+    assert_ne!(progress(&mut n, V0), first);
+    n.write(V0, |page| page.registers.r15 ^= 1 << 63);
+    assert_eq!(progress(&mut n, V0), first);
+}

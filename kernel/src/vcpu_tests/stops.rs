@@ -161,10 +161,12 @@ fn only_the_one_that_has_the_part_may_act_it() {
     for service in [MEMORY, PLATFORM, PLACEMENT] {
         n.call_up(CORE, service);
         assert_eq!(n.current(CORE), Some(first(service)));
-        for call in platform.into_iter().chain([Syscall::VcpuPlace, Syscall::GuestMap]) {
+        for call in
+            platform.into_iter().chain([Syscall::VcpuPlace, Syscall::GuestMap, Syscall::GuestProgress])
+        {
             let owner = match call {
                 Syscall::VcpuPlace => PLACEMENT,
-                Syscall::GuestMap => MEMORY,
+                Syscall::GuestMap | Syscall::GuestProgress => MEMORY,
                 _ => PLATFORM,
             };
             let status = n.vcpu_call(CORE, call, VcpuId(9));
