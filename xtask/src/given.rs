@@ -20,9 +20,18 @@ pub enum Given {
     Module {
         /// Where it is.
         path: PathBuf,
-        /// Bytes of its guest's memory, when it has a guest.
-        guest_bytes: Option<u64>,
+        /// Its guest, when it has one.
+        guest: Option<GivenGuest>,
     },
+}
+
+/// The guest of a boot module.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct GivenGuest {
+    /// How many nodes it spans.
+    pub nodes: u8,
+    /// Memory that a node needs for it, in bytes.
+    pub node_bytes: u64,
 }
 
 /// Looks at a file.
@@ -42,12 +51,12 @@ pub fn look_at(path: &Path) -> Result<Given> {
     if !is_ours {
         bail!("{} is neither an ISO nor a boot module of Unum", path.display());
     }
-    let guest_bytes = check(&bytes).with_context(|| format!("the image {} is not sound", path.display()))?;
-    Ok(Given::Module { path: path.to_owned(), guest_bytes })
+    let guest = check(&bytes).with_context(|| format!("the image {} is not sound", path.display()))?;
+    Ok(Given::Module { path: path.to_owned(), guest })
 }
 
-/// Checks all parts of a boot module; the bytes of its guest's memory.
-fn check(bytes: &[u8]) -> Result<Option<u64>, ImageError> {
+/// Checks all parts of a boot module; its guest.
+fn check(bytes: &[u8]) -> Result<Option<GivenGuest>, ImageError> {
     let image = Image::parse(bytes)?;
     for entry in image.entries() {
         image.contents(entry)?;
@@ -66,7 +75,14 @@ fn check(bytes: &[u8]) -> Result<Option<u64>, ImageError> {
         image.elf(entry.name)?;
     }
     let guest = image.system()?.guest;
-    Ok(guest.map(|guest| guest.pages.saturating_mul(ipc::abi::PAGE_SIZE as u64)))
+    Ok(guest.map(|guest| {
+        let most = guest.shares.iter().map(|share| share.pages).max().unwrap_or(0);
+        let pages = most.saturating_add(guest.keep_pages).saturating_add(guest.private_pages.into());
+        GivenGuest {
+            nodes: u8::try_from(guest.shares.len()).unwrap_or(u8::MAX),
+            node_bytes: pages.saturating_mul(ipc::abi::PAGE_SIZE as u64),
+        }
+    }))
 }
 
 #[cfg(test)]

@@ -14,10 +14,10 @@ pub use outcome::Outcome;
 
 use crate::build::{self, Built};
 use crate::cluster::{BootMethod, Cluster, Event, FRAMES_FILE, LOG_FILE, Plan, Recording};
-use crate::given::{self, Given};
+use crate::given::{self, Given, GivenGuest};
 use crate::guest::initrd::GREETING;
 use crate::logs::Colour;
-use crate::manifest::{Guest, InitrdSource};
+use crate::manifest::{Guest, InitrdSource, Overrides};
 use crate::paths::RunDirectory;
 use crate::process::{POLL, interrupted};
 use crate::qemu::Clock;
@@ -40,8 +40,8 @@ struct Boot {
     method: BootMethod,
     iso: Option<PathBuf>,
     module: Option<PathBuf>,
-    /// Memory of the guest in bytes; `None`: there is none.
-    guest_bytes: Option<u64>,
+    /// The guest; `None`: there is none.
+    guest: Option<GivenGuest>,
     /// What input from a file waits for.
     held: Held,
     bytes: u64,
@@ -58,7 +58,10 @@ impl Boot {
             method: BootMethod::Direct,
             iso: None,
             module: None,
-            guest_bytes: guest.map(Guest::ram_bytes),
+            guest: guest.map(|guest| GivenGuest {
+                nodes: u8::try_from(guest.config.shares.len()).unwrap_or(u8::MAX),
+                node_bytes: guest.node_bytes,
+            }),
             held: match guest.map(|guest| &guest.initrd) {
                 Some(InitrdSource::Shell | InitrdSource::Kit) => Held::UntilGreeting,
                 Some(InitrdSource::None | InitrdSource::File(_)) | None => Held::UntilQuiet(None),
@@ -75,13 +78,9 @@ impl Boot {
                 held: Held::UntilQuiet(None),
                 ..boot
             },
-            Some(Given::Module { path, guest_bytes }) => Self {
-                bytes: size(&path)?,
-                module: Some(path),
-                guest_bytes,
-                held: Held::UntilQuiet(None),
-                ..boot
-            },
+            Some(Given::Module { path, guest }) => {
+                Self { bytes: size(&path)?, module: Some(path), guest, held: Held::UntilQuiet(None), ..boot }
+            }
         })
     }
 
@@ -89,7 +88,7 @@ impl Boot {
     fn memory(&self, asked: Option<Mebibytes>) -> Result<u32> {
         let needed = needed_mib(0, self.bytes);
         let Some(Mebibytes(asked)) = asked else {
-            let enough = needed_mib(self.guest_bytes.unwrap_or(0), self.bytes);
+            let enough = needed_mib(self.guest.map_or(0, |guest| guest.node_bytes), self.bytes);
             return Ok(u32::try_from(enough).unwrap_or(u32::MAX).max(DEFAULT_MIB));
         };
         ensure!(
@@ -107,7 +106,7 @@ fn needed_mib(guest_bytes: u64, image_bytes: u64) -> u64 {
 
 /// The memory in MiB that suffices for a node with this guest and an image of so many bytes.
 pub fn node_memory(guest: Option<&Guest>, image_bytes: u64) -> u32 {
-    u32::try_from(needed_mib(guest.map_or(0, Guest::ram_bytes), image_bytes)).unwrap_or(u32::MAX)
+    u32::try_from(needed_mib(guest.map_or(0, |guest| guest.node_bytes), image_bytes)).unwrap_or(u32::MAX)
 }
 
 /// Runs the command.
@@ -118,15 +117,17 @@ pub fn run(arguments: &Arguments) -> Result<Outcome> {
     let given = arguments.image.as_deref().map(given::look_at).transpose()?;
     setup::ensure(BootMethod::Direct.tools())?;
     let directory = RunDirectory::claim("run")?;
-    let built = build::build(&arguments.manifest, &arguments.guest.overrides())?;
+    let overrides = Overrides { nodes: arguments.nodes, ..arguments.guest.overrides() };
+    let built = build::build(&arguments.manifest, &overrides)?;
     let boot = Boot::of(given, &built)?;
+    let nodes = arguments.nodes.or(boot.guest.map(|guest| guest.nodes)).unwrap_or(1);
     let memory_mib = boot.memory(arguments.memory)?;
     let plan = Plan {
         built: &built,
         module: boot.module.as_deref(),
         boot: boot.method,
         iso: boot.iso.as_deref(),
-        nodes: arguments.nodes,
+        nodes,
         cpus: arguments.cpus,
         memory_mib,
         clock: Clock::Wall,
@@ -136,14 +137,14 @@ pub fn run(arguments: &Arguments) -> Result<Outcome> {
         directory: directory.path(),
     };
     let mut cluster = Cluster::start(&plan)?;
-    for (number, port) in (1..=arguments.nodes).zip(GDB_PORT..) {
+    for (number, port) in (1..=nodes).zip(GDB_PORT..) {
         eprintln!("node {number}: booting ({} processors, {memory_mib} MiB)", arguments.cpus);
         if arguments.gdb {
             let kernel = built.kernel.display();
             eprintln!("node {number}: waits for: gdb {kernel} -ex 'target remote :{port}'");
         }
     }
-    let outcome = watch(&mut cluster, arguments, &boot)?;
+    let outcome = watch(&mut cluster, arguments, nodes, &boot)?;
     eprint!("{}", cluster.network());
     drop(cluster);
     eprintln!("log: {}", directory.path().join(LOG_FILE).display());
@@ -153,10 +154,10 @@ pub fn run(arguments: &Arguments) -> Result<Outcome> {
     Ok(outcome)
 }
 
-fn watch(cluster: &mut Cluster, arguments: &Arguments, boot: &Boot) -> Result<Outcome> {
+fn watch(cluster: &mut Cluster, arguments: &Arguments, nodes: u8, boot: &Boot) -> Result<Outcome> {
     let deadline = arguments.timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let mut watcher = Watcher::new(usize::from(arguments.nodes), boot.guest_bytes.is_some());
-    let mut console = boot.guest_bytes.map(|_| Console::open(boot.held)).transpose()?;
+    let mut watcher = Watcher::new(usize::from(nodes), boot.guest.is_some());
+    let mut console = boot.guest.map(|_| Console::open(boot.held)).transpose()?;
     while cluster.is_running() {
         let events = cluster.poll()?;
         take(&mut watcher, cluster, events, &mut console, arguments.verbose)?;
@@ -300,7 +301,7 @@ mod tests {
             method: BootMethod::Direct,
             iso: None,
             module: None,
-            guest_bytes: Some(1 << 30),
+            guest: Some(GivenGuest { nodes: 2, node_bytes: 1 << 30 }),
             held: Held::No,
             bytes: (40 << 20) + 1,
         };
@@ -308,6 +309,6 @@ mod tests {
         assert_eq!(boot.memory(Some(Mebibytes(105))).unwrap(), 105);
         let error = boot.memory(Some(Mebibytes(104))).unwrap_err().to_string();
         assert_eq!(error, "a node needs at least 105M for this image, and has 104M");
-        assert_eq!(Boot { guest_bytes: None, ..boot }.memory(None).unwrap(), 512);
+        assert_eq!(Boot { guest: None, ..boot }.memory(None).unwrap(), 512);
     }
 }

@@ -90,9 +90,17 @@ pub enum System {
     Early(early::Scenario),
 }
 
+impl Scenario {
+    /// What it wants otherwise than the manifest; where that has a guest, it spans all nodes.
+    pub fn overrides(&self) -> Overrides {
+        let guest = self.guest.map(|guest| guest.overrides()).unwrap_or_default();
+        Overrides { nodes: Some(self.nodes), ..guest }
+    }
+}
+
 impl Guest {
     /// What it wants otherwise than the manifest.
-    pub fn overrides(&self) -> Overrides {
+    fn overrides(&self) -> Overrides {
         let (kernel, initrd) = match self.system {
             System::Shell => (KernelSource::Debian, InitrdSource::Shell),
             System::Kit => (KernelSource::Debian, InitrdSource::Kit),
@@ -102,8 +110,10 @@ impl Guest {
             kernel: Some(kernel),
             initrd: Some(initrd),
             command_line: self.command_line.map(str::to_owned),
+            nodes: None,
             cpus: self.cpus,
             ram_bytes: self.ram_bytes,
+            keep_bytes: None,
             walk_cache: self.walk_cache,
             at_end: self.at_end,
         }

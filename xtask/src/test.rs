@@ -110,8 +110,7 @@ fn run_all(scenarios: &[&Scenario]) -> Result<Count> {
 /// What the nodes of a scenario boot.
 fn bundle(scenario: &Scenario, programs: &Programs) -> Result<Built> {
     let path = Path::new(scenario.manifest);
-    let overrides = scenario.guest.map(|guest| guest.overrides()).unwrap_or_default();
-    programs.bundle(path, Manifest::load(path, &overrides)?)
+    programs.bundle(path, Manifest::load(path, &scenario.overrides())?)
 }
 
 /// What came of a scenario, and the last that was seen of it.

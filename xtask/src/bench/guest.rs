@@ -67,8 +67,10 @@ pub fn manifest(command_line: &str, walk_cache: WalkCache) -> Result<Manifest> {
         kernel: None,
         initrd: Some(InitrdSource::Kit),
         command_line: Some(command_line.to_owned()),
+        nodes: Some(1),
         cpus: Some(1),
         ram_bytes: Some(GUEST_MIB << 20),
+        keep_bytes: None,
         walk_cache: Some(walk_cache == WalkCache::On),
         at_end: None,
     };

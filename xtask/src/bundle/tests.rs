@@ -7,7 +7,7 @@ use kernel::paging::host::Access;
 use proptest::prelude::*;
 
 use super::{Blob, Manifest, build, elf};
-use crate::given::{self, Given};
+use crate::given::{self, Given, GivenGuest};
 use crate::manifest::Overrides;
 
 const MANIFEST: &str = r#"
@@ -204,7 +204,10 @@ fn an_image_that_was_made_before_is_looked_at_whole() {
         std::fs::write(file.path(), image).unwrap();
         given::look_at(file.path())
     };
-    let good = Given::Module { path: file.path().to_owned(), guest_bytes: Some(64 << 20) };
+    let good = Given::Module {
+        path: file.path().to_owned(),
+        guest: Some(GivenGuest { nodes: 1, node_bytes: (64 << 20) + (16 << 20) }),
+    };
     assert_eq!(look(&image).unwrap(), good);
     // What the kernel does not check: the file in a blob.
     let mut damaged = image.clone();

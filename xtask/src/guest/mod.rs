@@ -13,7 +13,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use guest_kit::early;
-use ipc::guest::{CONFIG_BLOB, GuestConfig, INITRD_BLOB, KERNEL_BLOB};
+use ipc::guest::{CONFIG_BLOB, GuestConfig, INITRD_BLOB, KERNEL_BLOB, total_pages};
 
 use crate::bundle::Blob;
 use crate::manifest::{Guest, InitrdSource, KernelSource};
@@ -41,14 +41,15 @@ pub fn blobs(guest: &Guest) -> Result<Vec<Blob>> {
         bail!("the guest's initrd is empty: {}", path.display());
     }
     let command_line = guest.config.command_line.as_str();
-    vmm::boot::plan(&kernel, initrd.as_deref(), command_line, guest.config.pages).with_context(|| {
-        let kernel = match &guest.kernel {
-            KernelSource::Debian => "Debian's kernel".to_owned(),
-            KernelSource::Early(scenario) => format!("the image early:{}", scenario.name()),
-            KernelSource::File(path) => path.display().to_string(),
-        };
-        format!("the guest cannot boot with {kernel}")
-    })?;
+    vmm::boot::plan(&kernel, initrd.as_deref(), command_line, total_pages(&guest.config.shares))
+        .with_context(|| {
+            let kernel = match &guest.kernel {
+                KernelSource::Debian => "Debian's kernel".to_owned(),
+                KernelSource::Early(scenario) => format!("the image early:{}", scenario.name()),
+                KernelSource::File(path) => path.display().to_string(),
+            };
+            format!("the guest cannot boot with {kernel}")
+        })?;
     let config = Blob { name: CONFIG_BLOB, file: encode(&guest.config)? };
     let initrd = initrd.map(|file| Blob { name: INITRD_BLOB, file });
     Ok([config, Blob { name: KERNEL_BLOB, file: kernel }].into_iter().chain(initrd).collect())
@@ -66,15 +67,20 @@ fn read(what: &str, path: &Path) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use ipc::guest::AtEnd;
+    use ipc::guest::{AtEnd, Share, Shares};
 
     use super::*;
 
     fn guest(kernel: &Path, initrd: InitrdSource) -> Guest {
         let command_line = "console=ttyS0".try_into().unwrap();
-        let config =
-            GuestConfig { vcpus: 2, pages: 65_536, command_line, walk_cache: true, at_end: AtEnd::Again(3) };
-        Guest { config, kernel: KernelSource::File(kernel.to_owned()), initrd }
+        let config = GuestConfig {
+            shares: Shares::from_array([Share { node: 1, vcpus: 2, pages: 65_536 }]),
+            patience_s: 60,
+            command_line,
+            walk_cache: true,
+            at_end: AtEnd::Again(3),
+        };
+        Guest { config, node_bytes: 0, kernel: KernelSource::File(kernel.to_owned()), initrd }
     }
 
     #[test]

@@ -66,7 +66,8 @@ fn services(draft: &Draft, mistakes: &mut Mistakes) {
         }
     }
     if let Some(guest) = &draft.guest {
-        let vcpus = usize::from(guest.cpus.value);
+        // The most that one node has.
+        let vcpus = guest.shares().iter().map(|share| usize::from(share.vcpus)).max().unwrap_or(0);
         if threads <= MAX_THREADS && threads + vcpus > MAX_THREADS {
             let text = format!(
                 "too many threads: the services have {threads}, and with the guest's {vcpus} vCPUs there are more \

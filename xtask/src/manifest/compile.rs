@@ -7,9 +7,9 @@
 use ipc::abi::{MAX_CAPABILITIES, MAX_REGIONS, PAGE_SIZE, USER_BITS};
 use ipc::channel::region_bytes;
 use ipc::image::{
-    CapabilityDescriptor, DEVICE_WINDOW_BYTES, DeviceDescriptor, GUEST_CAPABILITY, GuestDescriptor,
-    MAX_DEVICES, NameString, ObjectDescriptor, RegionDescriptor, RegionKind, ServiceDescriptor,
-    SystemDescriptor,
+    CapabilityDescriptor, DEVICE_WINDOW_BYTES, DeviceDescriptor, GUEST_CAPABILITY, GUEST_FRAMES,
+    GuestDescriptor, MAX_DEVICES, NameString, ObjectDescriptor, RegionDescriptor, RegionKind,
+    ServiceDescriptor, SystemDescriptor,
 };
 
 use super::Mistakes;
@@ -18,6 +18,9 @@ use super::parse::{ChannelDraft, Draft, RegionDraft, ServiceDraft};
 use super::space::Space;
 
 const PAGE: u64 = PAGE_SIZE as u64;
+const LARGE_PAGE: u64 = 2 << 20;
+/// The most contiguous pieces that the kernel makes the guest's pool of.
+const MAX_POOL_PIECES: usize = 16;
 /// Room for a blob in the address space of the service that reads it. How long one is, is known only when it is made.
 pub const MAX_BLOB_BYTES: u64 = 1 << 30;
 
@@ -175,10 +178,20 @@ impl Compiler<'_> {
 
     /// Gives the guest to the services that serve it, and its parts to its platform.
     fn guest(&mut self, guest: &GuestDraft) -> Option<GuestDescriptor> {
-        let [platform, memory, placement] = guest.servers().map(|(_, server)| self.number(&server.value));
+        let [platform, memory, placement] =
+            [&guest.platform, &guest.memory, &guest.placement].map(|server| self.number(&server.value));
         let (platform, memory, placement) = (platform?, memory?, placement?);
-        for server in [platform, memory, placement] {
+        let carrier = guest.carrier.as_ref().filter(|_| guest.spans());
+        let carrier = carrier.and_then(|carrier| self.number(&carrier.value));
+        for server in [platform, memory, placement].into_iter().chain(carrier) {
             self.grant(usize::from(server), GUEST_CAPABILITY, ObjectDescriptor::Guest);
+        }
+        if let Some(carrier) = carrier.map(usize::from) {
+            let bytes = (guest.most_pages() * PAGE).next_multiple_of(LARGE_PAGE);
+            let address = self.place(carrier, bytes, LARGE_PAGE, guest.line);
+            self.grant(carrier, GUEST_FRAMES, ObjectDescriptor::GuestFrames { address });
+            // The pool may be in pieces.
+            self.entries(carrier, MAX_POOL_PIECES, guest.line);
         }
         let number = usize::from(platform);
         for blob in guest.blobs() {
@@ -190,8 +203,9 @@ impl Compiler<'_> {
             platform,
             memory,
             placement,
-            vcpus: guest.cpus.value,
-            pages: guest.ram.value / PAGE,
+            carrier,
+            shares: guest.shares(),
+            keep_pages: guest.keep_bytes / PAGE,
             private_pages: guest.private_pages(),
             priority: guest.priority.as_ref().map_or(0, |priority| priority.value),
         })
@@ -277,13 +291,19 @@ impl Compiler<'_> {
             devices: self.devices.into_iter().take(MAX_DEVICES).collect(),
             guest,
         };
+        let guest = self.draft.guest.as_ref();
+        let tables = |service: &ServiceDraft| match guest.filter(|guest| guest.memory.value == service.name())
+        {
+            Some(guest) => u32::try_from(guest.table_bytes()).unwrap_or(u32::MAX - u32::MAX % 4096),
+            None => 0,
+        };
         let describe = |(service, table): (&ServiceDraft, Table)| ServiceDescriptor {
             name: name(service.name()),
             priority: service.priority.as_ref().map_or(0, |priority| priority.value),
             budget_us: service.budget_us,
             threads: service.threads.value,
             stack_bytes: service.stack_bytes,
-            heap_bytes: service.heap_bytes,
+            heap_bytes: service.heap_bytes.saturating_add(tables(service)),
             core: service.core,
             pinned: service.pinned,
             restart_limit: service.restart_limit,

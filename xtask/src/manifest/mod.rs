@@ -80,7 +80,7 @@ impl Manifest {
         let Some(mut draft) = parse::parse(text, &mut mistakes) else { return Err(mistakes.sorted()) };
         match &mut draft.guest {
             Some(guest) => guest.apply(overrides),
-            None if *overrides == Overrides::default() => {}
+            None if *overrides == (Overrides { nodes: overrides.nodes, ..Overrides::default() }) => {}
             None => mistakes.add(1, "this manifest has no [guest], so nothing can be said of its guest"),
         }
         check::check(&draft, &mut mistakes);

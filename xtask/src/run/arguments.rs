@@ -30,9 +30,9 @@ use crate::{image, paths};
 #[derive(clap::Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct Arguments {
-    /// Nodes to run
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
-    pub nodes: u8,
+    /// Nodes to run, all of which the guest spans; as many as the manifest says when not given
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub nodes: Option<u8>,
     /// Processors of each node
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub cpus: u32,
@@ -43,7 +43,7 @@ pub struct Arguments {
     #[arg(long, default_value = image::DEFAULT_MANIFEST, value_parser = paths::of_user)]
     pub manifest: PathBuf,
     /// Run this ISO or boot module as it is, instead of what the manifest says
-    #[arg(long, value_parser = paths::of_user, conflicts_with_all = ["kernel", "initrd", "command_line", "guest_cpus", "guest_memory", "walk_cache"])]
+    #[arg(long, value_parser = paths::of_user, conflicts_with_all = ["kernel", "initrd", "command_line", "guest_cpus", "guest_memory", "guest_keep", "walk_cache"])]
     pub image: Option<PathBuf>,
     #[command(flatten)]
     pub guest: GuestArguments,
@@ -77,12 +77,15 @@ pub struct GuestArguments {
     /// Its kernel's command line
     #[arg(long = "guest-cmdline", value_name = "TEXT", value_parser = parse_command_line)]
     pub command_line: Option<String>,
-    /// Its virtual processors
+    /// Its virtual processors on each node
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=MAX_VCPUS as i64))]
     pub guest_cpus: Option<u8>,
-    /// Its memory, as 512M or 2G
+    /// Its memory on each node, as 512M or 2G
     #[arg(long, value_name = "SIZE", value_parser = parse_guest_memory)]
     pub guest_memory: Option<Mebibytes>,
+    /// The memory that each node keeps for itself beyond what its services have, as 16M
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub guest_keep: Option<Mebibytes>,
     /// Switch its walk cache on
     #[arg(long)]
     pub walk_cache: bool,
@@ -101,8 +104,10 @@ impl GuestArguments {
             kernel: self.kernel.as_ref().map(kernel),
             initrd: self.initrd.as_ref().map(initrd),
             command_line: self.command_line.clone(),
+            nodes: None,
             cpus: self.guest_cpus,
             ram_bytes: self.guest_memory.map(|memory| u64::from(memory.0) << 20),
+            keep_bytes: self.guest_keep.map(|memory| u64::from(memory.0) << 20),
             walk_cache: self.walk_cache.then_some(true),
             at_end: None,
         }
@@ -114,14 +119,20 @@ impl GuestArguments {
 pub struct Mebibytes(pub u32);
 
 fn parse_memory(text: &str) -> Result<Mebibytes, String> {
+    match parse_size(text) {
+        Ok(Mebibytes(..64)) => Err("a node needs at least 64M".into()),
+        size => size,
+    }
+}
+
+fn parse_size(text: &str) -> Result<Mebibytes, String> {
     let (digits, factor) = match text.strip_suffix(['G', 'g']) {
         Some(digits) => (digits, 1024),
         None => (text.strip_suffix(['M', 'm']).unwrap_or(text), 1),
     };
     let value = digits.parse::<u32>().ok().and_then(|n| n.checked_mul(factor));
     match value {
-        Some(mebibytes) if mebibytes >= 64 => Ok(Mebibytes(mebibytes)),
-        Some(_) => Err("a node needs at least 64M".into()),
+        Some(mebibytes) => Ok(Mebibytes(mebibytes)),
         None => Err("give a whole number with M or G, as 512M".into()),
     }
 }
@@ -186,14 +197,18 @@ mod tests {
             "4",
             "--guest-memory",
             "1G",
+            "--guest-keep",
+            "8M",
             "--walk-cache",
         ]);
         let wanted = Overrides {
             kernel: Some(KernelSource::File("no/vmlinuz".into())),
             initrd: Some(InitrdSource::None),
             command_line: Some("console=ttyS0 quiet".into()),
+            nodes: None,
             cpus: Some(4),
             ram_bytes: Some(1 << 30),
+            keep_bytes: Some(8 << 20),
             walk_cache: Some(true),
             at_end: None,
         };

@@ -1,7 +1,7 @@
 //! `[guest]`: what is refused, what becomes of it, and what a command line may say instead.
 
 use guest_kit::early;
-use ipc::guest::AtEnd;
+use ipc::guest::{AtEnd, Share, Shares};
 use ipc::image::{CapabilityDescriptor, GuestDescriptor, ObjectDescriptor, RegionKind};
 
 use super::{parse, refused};
@@ -28,6 +28,10 @@ name = "vmm"
 priority = 6
 budget = "50ms"
 interrupts = [{ name = "console-irq", line = 4 }]
+[[service]]
+name = "carrier"
+priority = 2
+budget = "50ms"
 [[pool]]
 name = "frames"
 size = "8K"
@@ -44,6 +48,11 @@ ram = "256M"
 
 fn with(guest: &str) -> String {
     format!("{SERVICES}{guest}")
+}
+
+/// A share of one vCPU and 256 MiB.
+fn one(node: u16) -> Share {
+    Share { node, vcpus: 1, pages: 65_536 }
 }
 
 /// A case that differs from `GUEST` in one line.
@@ -67,8 +76,9 @@ fn a_guest_is_given_to_those_that_serve_it() {
         platform: 3,
         memory: 1,
         placement: 2,
-        vcpus: 4,
-        pages: 65_536,
+        carrier: None,
+        shares: Shares::from_array([Share { node: 1, vcpus: 4, pages: 65_536 }]),
+        keep_pages: 4096,
         private_pages: 256,
         priority: 12,
     };
@@ -78,6 +88,52 @@ fn a_guest_is_given_to_those_that_serve_it() {
         capabilities.any(|c| c.name == "guest" && c.object == ObjectDescriptor::Guest)
     };
     assert_eq!([0, 1, 2, 3].map(holds), [false, true, true, true]);
+}
+
+#[test]
+fn a_guest_that_spans_nodes_has_a_share_of_each_and_a_carrier() {
+    let manifest = good(
+        "carrier = \"carrier\"\nnodes = 3\nkeep = \"1M\"\nwait = \"5s\"\n[[guest.node]]\nnumber = 2\ncpus = 4\nram = \"512M\"\n",
+    );
+    let guest = manifest.system.guest.unwrap();
+    let second = Share { node: 2, vcpus: 4, pages: 131_072 };
+    assert_eq!(guest.shares, Shares::from_array([one(1), second, one(3)]));
+    // The walk cache is on by itself.
+    assert_eq!((guest.carrier, guest.keep_pages, guest.private_pages), (Some(4), 256, 2048));
+    let config = manifest.guest.unwrap().config;
+    assert_eq!((config.shares, config.patience_s), (guest.shares, 5));
+    let carrier = &manifest.descriptors[4].capabilities;
+    let of = |object: &ObjectDescriptor| matches!(object, ObjectDescriptor::GuestFrames { .. });
+    assert!(carrier.iter().any(|c| c.object == ObjectDescriptor::Guest));
+    assert_eq!(carrier.iter().filter(|c| of(&c.object) && c.name == "guest-frames").count(), 1);
+    // Its memory's service has room for the tables of all pages.
+    assert!(manifest.descriptors[1].heap_bytes > (256 << 10) + 5 * (131_072 + 2 * 65_536));
+    let alone = good("carrier = \"carrier\"\n");
+    assert!(!alone.descriptors[4].capabilities.iter().any(|c| c.object == ObjectDescriptor::Guest));
+}
+
+#[test]
+fn nodes_that_do_not_fit_together() {
+    refused_after("nodes = 33 #! 'nodes' must be a whole number from 1 to 32");
+    refused_after("nodes = 2 #! needs a 'carrier'");
+    refused_after("carrier = \"ept\" #! 'ept' cannot be both 'memory' and 'carrier' of the guest\nnodes = 2");
+    refused_after("carrier = \"ghost\" #! 'carrier' of the guest is 'ghost', but there is no such service");
+    let spans = "carrier = \"carrier\"\n";
+    refused_after(&format!(
+        "{spans}nodes = 2\ncpus = 33 #! the nodes give the guest 66 vCPUs together, 64 at most"
+    ));
+    refused_after(&format!(
+        "{spans}nodes = 2\n[[guest.node]] #! this guest's node has no 'number'\ncpus = 2\n"
+    ));
+    refused_after(&format!(
+        "{spans}nodes = 2\n[[guest.node]] #! the guest has no node 3: 'nodes' is 2\nnumber = 3\n"
+    ));
+    refused_after(&format!(
+        "{spans}nodes = 2\n[[guest.node]]\nnumber = 2\n[[guest.node]] #! node 2 of the guest is there twice\nnumber = 2\n"
+    ));
+    refused_after(&format!(
+        "{spans}nodes = 2\n[[guest.node]]\nnumber = 2\ncolour = 1 #! unknown key 'colour'\n"
+    ));
 }
 
 #[test]
@@ -108,7 +164,8 @@ fn its_parts_are_read_only_regions_of_the_platform() {
 #[test]
 fn what_is_not_said_has_its_default() {
     let guest = good("").guest.unwrap();
-    assert_eq!((guest.config.vcpus, guest.config.walk_cache), (1, false));
+    assert_eq!((&guest.config.shares[..], guest.config.walk_cache), (&[one(1)][..], false));
+    assert_eq!((guest.config.patience_s, guest.node_bytes), (60, (65_537 + 4096) * 4096));
     assert_eq!((guest.kernel, guest.initrd), (KernelSource::Debian, InitrdSource::Shell));
     assert_eq!((guest.config.command_line.as_str(), guest.config.at_end), ("", AtEnd::PowerOff));
     let text = "kernel = \"a/vmlinuz\"\ninitrd = \"a/initrd\"\ncommand-line = \"console=ttyS0\"\nat-end = \"again\"\ntimes = 3\n";
@@ -213,10 +270,10 @@ fn its_vcpus_are_threads() {
     let service = |threads: usize, n: usize| {
         format!("[[service]]\nname = \"s{n}\"\npriority = 9\nbudget = \"1s\"\nthreads = {threads}\n")
     };
-    let services: String = (0..4).map(|n| service(15, n)).collect();
+    let services: String = (0..3).map(|n| service(15, n)).chain([service(14, 3)]).collect();
     let text = |cpus: &str| with(&format!("{services}{GUEST}cpus = {cpus}\n"));
-    assert!(parse("good.toml", &text("64")).is_ok(), "4 + 60 + 64 threads");
-    let more: String = (0..3).map(|n| service(15, n)).chain([service(16, 3)]).collect();
+    assert!(parse("good.toml", &text("64")).is_ok(), "5 + 59 + 64 threads");
+    let more: String = (0..3).map(|n| service(15, n)).chain([service(15, 3)]).collect();
     refused(&with(&format!(
         "{more}{GUEST}cpus = 64 #! too many threads: the services have 65, and with the guest's 64 vCPUs there are more than 128\n"
     )));
@@ -228,20 +285,25 @@ fn a_command_line_takes_the_place_of_the_file() {
         kernel: Some(KernelSource::File("k".into())),
         initrd: Some(InitrdSource::None),
         command_line: Some("quiet".into()),
+        nodes: Some(2),
         cpus: Some(3),
         ram_bytes: Some(128 << 20),
+        keep_bytes: Some(8 << 20),
         walk_cache: Some(true),
         at_end: Some(AtEnd::Again(3)),
     };
-    let text = with(&format!("{GUEST}command-line = \"{}\"\ntables = \"1M\"\n", "x".repeat(3_000)));
+    let line = "x".repeat(3_000);
+    let text = with(&format!("{GUEST}carrier = \"carrier\"\ncommand-line = \"{line}\"\ntables = \"1M\"\n"));
     let manifest = Manifest::parse("good.toml", &text, &overrides).unwrap();
     let guest = manifest.guest.unwrap();
     assert_eq!((guest.kernel, guest.initrd), (KernelSource::File("k".into()), InitrdSource::None));
-    assert_eq!((guest.config.command_line.as_str(), guest.config.vcpus), ("quiet", 3));
-    assert_eq!((guest.config.pages, guest.config.walk_cache), (32_768, true));
+    let share = |node| Share { node, vcpus: 3, pages: 32_768 };
+    assert_eq!(guest.config.shares, Shares::from_array([share(1), share(2)]));
+    assert_eq!((guest.config.command_line.as_str(), guest.config.walk_cache), ("quiet", true));
     assert_eq!(guest.config.at_end, AtEnd::Again(3));
     let described = manifest.system.guest.unwrap();
-    assert_eq!((described.vcpus, described.pages, described.private_pages), (3, 32_768, 256));
+    assert_eq!((described.shares, described.private_pages), (guest.config.shares, 256));
+    assert_eq!(described.keep_pages, 2048);
     let error = Manifest::parse("plain.toml", super::GOOD, &overrides).unwrap_err().to_string();
     assert_eq!(error, "plain.toml:1: this manifest has no [guest], so nothing can be said of its guest");
 }

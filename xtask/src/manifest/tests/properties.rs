@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use ipc::abi::{MAX_THREADS, PAGE_SIZE, REGION_BASE, USER_BITS, USER_END};
+use ipc::guest::{CARRIER_FRAMES, Share, Shares};
 use ipc::image::{GUEST_CAPABILITY, ObjectDescriptor, RegionKind, ServiceDescriptor, SystemDescriptor};
 use proptest::prelude::*;
 
@@ -46,6 +47,13 @@ fn sound(system: &SystemDescriptor, services: &[ServiceDescriptor]) {
                     assert!(bytes > 0 && address.is_multiple_of(PAGE_SIZE as u64));
                     ranges.push((address, address + bytes));
                 }
+                ObjectDescriptor::GuestFrames { address } => {
+                    let guest = system.guest.as_ref().unwrap();
+                    let most = guest.shares.iter().map(|share| share.pages).max().unwrap();
+                    let frames = most + u64::from(guest.private_pages) + u64::from(CARRIER_FRAMES) + 1;
+                    assert_eq!((guest.carrier.map(usize::from), address % (2 << 20)), (Some(number), 0));
+                    ranges.push((address, address + (frames * 4096).next_multiple_of(2 << 20)));
+                }
                 ObjectDescriptor::Interrupt { bits, .. } => take_bits(bits),
                 ObjectDescriptor::Ports { .. } => {}
                 ObjectDescriptor::Device { device, address, first_bit } => {
@@ -85,13 +93,16 @@ fn sound(system: &SystemDescriptor, services: &[ServiceDescriptor]) {
             RegionKind::Dma => assert!(count >= 1),
         }
     }
-    let serving = system.guest.map_or_else(BTreeSet::new, |guest| {
-        let servers = [guest.platform, guest.memory, guest.placement].map(usize::from);
+    let serving = system.guest.as_ref().map_or_else(BTreeSet::new, |guest| {
+        let servers = [guest.platform, guest.memory, guest.placement].into_iter().chain(guest.carrier);
+        let servers: Vec<_> = servers.map(usize::from).collect();
+        assert_eq!(guest.shares.len() > 1, guest.carrier.is_some());
+        let vcpus = guest.shares.iter().map(|share| share.vcpus).max().unwrap();
         assert!(servers.iter().all(|server| services[*server].priority < guest.priority));
-        assert!((1..=64).contains(&guest.vcpus));
+        assert!((1..=64).contains(&vcpus));
         let threads: usize = services.iter().map(|service| usize::from(service.threads)).sum();
-        assert!(threads + usize::from(guest.vcpus) <= MAX_THREADS);
-        BTreeSet::from(servers)
+        assert!(threads + usize::from(vcpus) <= MAX_THREADS);
+        servers.into_iter().collect()
     });
     assert_eq!(guest_holders, serving, "the guest is given to those that serve it");
     let mut buffer = vec![0; 1 << 16];
@@ -236,7 +247,9 @@ fn the_default_image_has_the_services_of_a_node() {
     assert!(manifest.descriptors[1..].iter().all(|service| service.beat_ms == 2000));
     let guest = manifest.system.guest.unwrap();
     assert_eq!((guest.platform, guest.memory, guest.placement), (4, 2, 3));
-    assert_eq!((guest.vcpus, guest.pages, guest.private_pages, guest.priority), (1, 65_536, 0, 12));
+    assert_eq!((guest.carrier, guest.private_pages, guest.priority), (Some(1), 2048, 12));
+    let share = |node| Share { node, vcpus: 1, pages: 65_536 };
+    assert_eq!(guest.shares, Shares::from_array([share(1), share(2)]));
     let blobs = manifest.system.regions.iter().filter(|region| region.kind == RegionKind::Blob);
     let blobs: Vec<_> = blobs.map(|region| region.name.as_str()).collect();
     assert_eq!(blobs, ["guest-config", "guest-kernel", "guest-initrd"]);
