@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::build::{self, Built};
-use crate::cluster::{BootMethod, Cluster, Event, Plan, Recording};
+use crate::cluster::{BootMethod, Cluster, Event, JUMBO_MTU, Plan, Recording};
 use crate::paths::RunDirectory;
 use crate::process::{POLL, check_interrupted};
 use crate::qemu::{Clock, Ending};
@@ -131,6 +131,7 @@ fn measure(benchmark: &Benchmark, built: &Built, directory: &Path) -> Result<Vec
         clock: benchmark.clock,
         gdb: None,
         network: Impairment::default(),
+        mtu: JUMBO_MTU,
         recording: Recording::Off,
         directory,
     })?;

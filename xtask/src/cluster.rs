@@ -79,6 +79,8 @@ pub struct Plan<'a> {
     pub gdb: Option<u16>,
     /// What the network does to frames.
     pub network: Impairment,
+    /// The longest Ethernet payload of its links in bytes.
+    pub mtu: u16,
     /// Whether to record the network's frames.
     pub recording: Recording,
     /// Where files go. Its path must be short: sockets are made in it.
@@ -117,6 +119,9 @@ impl Event {
         }
     }
 }
+
+/// Jumbo frames: a page goes in one.
+pub const JUMBO_MTU: u16 = 9000;
 
 /// Nodes that run until they end or this is dropped.
 pub struct Cluster {
@@ -336,6 +341,7 @@ impl Node {
                 clock: plan.clock,
                 threads: if plan.built.manifest.guest.is_some() { Threads::One } else { Threads::Each },
                 network: socket.map(Path::to_owned),
+                mtu: plan.mtu,
                 gdb: plan.gdb.map(|port| port + u16::from(number) - 1),
                 directory: directory.clone(),
             };

@@ -90,6 +90,8 @@ pub struct Node {
     pub threads: Threads,
     /// The socket of its port of the virtual switch.
     pub network: Option<PathBuf>,
+    /// The longest Ethernet payload of its link in bytes.
+    pub mtu: u16,
     /// The TCP port at which it waits for a debugger.
     pub gdb: Option<u16>,
     /// Where its files go.
@@ -171,8 +173,9 @@ fn arguments(node: &Node, firmware: Option<&(PathBuf, PathBuf)>) -> Vec<String> 
     if let Some(socket) = &node.network {
         let path = escape(socket);
         add(&["-netdev", &format!("stream,id=net,server=off,addr.type=unix,addr.path={path}")]);
+        let mtu = node.mtu;
         let mac = format!("52:54:00:00:00:{:02x}", node.number);
-        add(&["-device", &format!("virtio-net-pci,netdev=net,mac={mac},disable-legacy=on,host_mtu=9000")]);
+        add(&["-device", &format!("virtio-net-pci,netdev=net,mac={mac},disable-legacy=on,host_mtu={mtu}")]);
     }
     if node.clock == Clock::Instructions {
         // The real-time clock and the random instructions, too, are the same in every run.
@@ -251,6 +254,7 @@ mod tests {
             clock: Clock::Wall,
             threads: Threads::Each,
             network: None,
+            mtu: 9000,
             gdb: None,
             directory: "run/node-10".into(),
         }

@@ -133,6 +133,7 @@ pub fn run(arguments: &Arguments) -> Result<Outcome> {
         clock: Clock::Wall,
         gdb: arguments.gdb.then_some(GDB_PORT),
         network: arguments.network,
+        mtu: arguments.mtu,
         recording: if arguments.record { Recording::On } else { Recording::Off },
         directory: directory.path(),
     };

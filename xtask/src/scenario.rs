@@ -48,6 +48,8 @@ pub struct Scenario {
     pub end: End,
     /// What the network does to frames, as [`crate::switch::Impairment`] reads it; the seed is fixed.
     pub network: &'static str,
+    /// The longest Ethernet payload of the nodes' links in bytes.
+    pub mtu: u16,
     /// When the first node is cut off from the others, and until when.
     pub cut: Option<Cut>,
     /// A change to the boot module, to test that it is refused.
@@ -270,6 +272,7 @@ fn name(node: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::JUMBO_MTU;
 
     const BASE: Scenario = Scenario {
         name: "base",
@@ -285,6 +288,7 @@ mod tests {
         never: &["lost"],
         end: End::Running,
         network: "",
+        mtu: JUMBO_MTU,
         cut: None,
         damage: None,
         guest: None,

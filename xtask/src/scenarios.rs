@@ -8,7 +8,7 @@ use ipc::guest::AtEnd;
 use ipc::image::{Entry, EntryKind, Header};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::cluster::{ALL_UP, BootMethod};
+use crate::cluster::{ALL_UP, BootMethod, JUMBO_MTU};
 use crate::guest::initrd::{GREETING, PROMPT};
 use crate::image::DEFAULT_MANIFEST;
 use crate::qemu::Clock;
@@ -30,6 +30,7 @@ const BASE: Scenario = Scenario {
     never: &[],
     end: End::Running,
     network: "",
+    mtu: JUMBO_MTU,
     cut: None,
     damage: None,
     guest: None,

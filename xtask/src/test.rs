@@ -134,6 +134,7 @@ fn run_one(scenario: &Scenario, built: &Built, directory: &Path) -> Result<Repor
         clock: scenario.clock,
         gdb: None,
         network: scenario.network.parse()?,
+        mtu: scenario.mtu,
         recording: Recording::On,
         directory,
     })?;

@@ -17,7 +17,7 @@ use super::guest::{self, GUEST_MIB, WalkCache};
 use super::table::{Figure, Table, Target};
 use super::{Next, follow};
 use crate::build::{Built, Programs};
-use crate::cluster::{BootMethod, Cluster, Event, Plan, Recording, node_directory};
+use crate::cluster::{BootMethod, Cluster, Event, JUMBO_MTU, Plan, Recording, node_directory};
 use crate::process::{self, Child, POLL, check_interrupted};
 use crate::qemu::{CONSOLE, Clock, Ending, OUTPUT};
 use crate::switch::Impairment;
@@ -218,6 +218,7 @@ impl Guest {
             clock: Clock::Wall,
             gdb: None,
             network: Impairment::default(),
+            mtu: JUMBO_MTU,
             recording: Recording::Off,
             directory,
         })?;

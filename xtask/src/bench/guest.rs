@@ -17,7 +17,7 @@ use ipc::abi::PAGE_SIZE;
 use super::table::{Figure, Table, Target};
 use super::{Next, follow};
 use crate::build::{Built, Programs};
-use crate::cluster::{BootMethod, Cluster, Event, Plan, Recording};
+use crate::cluster::{BootMethod, Cluster, Event, JUMBO_MTU, Plan, Recording};
 use crate::manifest::{InitrdSource, Manifest, Overrides};
 use crate::qemu::{Clock, Ending};
 use crate::run::node_memory;
@@ -170,6 +170,7 @@ fn kit(programs: &Programs, arguments: &str, walk_cache: WalkCache, directory: &
         clock: Clock::Instructions,
         gdb: None,
         network: Impairment::default(),
+        mtu: JUMBO_MTU,
         recording: Recording::Off,
         directory,
     })?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use ipc::guest::MAX_COMMAND_LINE;
 use ipc::vcpu::MAX_VCPUS;
 
+use crate::cluster::JUMBO_MTU;
 use crate::manifest::{InitrdSource, KernelSource, MAX_RAM_BYTES, MIN_RAM_BYTES, Overrides};
 use crate::switch::Impairment;
 use crate::{image, paths};
@@ -56,6 +57,9 @@ pub struct Arguments {
     /// What the network does to frames, as "loss=1%,dup=0.1%,reorder=1%,corrupt=10ppm,delay=2ms,jitter=1ms"
     #[arg(long, default_value = "")]
     pub network: Impairment,
+    /// The longest Ethernet payload of the nodes' links in bytes; a page needs 4150 to go in one frame
+    #[arg(long, default_value_t = JUMBO_MTU, value_parser = clap::value_parser!(u16).range(1500..=9000))]
+    pub mtu: u16,
     /// Record the network's frames in .unum/run/network.pcap
     #[arg(long)]
     pub record: bool,

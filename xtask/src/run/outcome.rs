@@ -5,6 +5,8 @@ use std::time::Duration;
 use crate::cluster::{ALL_UP, Event};
 use crate::qemu::Ending;
 
+/// What it logs before what the guest is made of.
+const GUEST_STARTED: &str = "guest started: ";
 /// What the platform's service logs before how the guest ended.
 const GUEST_ENDED: &str = "guest ended: ";
 /// What Linux prints when it gives up.
@@ -84,6 +86,9 @@ impl Watcher {
                     _ => Outcome::GuestCrashed,
                 });
                 Some(format!("guest: {how}"))
+            }
+            Event::Log(_, line) if line.text.starts_with(GUEST_STARTED) => {
+                Some(format!("guest: {}", line.text.strip_prefix(GUEST_STARTED)?))
             }
             Event::Log(node, line) if line.text.contains(ALL_UP) => {
                 let up = self.up.get_mut(*node).filter(|up| !**up)?;
