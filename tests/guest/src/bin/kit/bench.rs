@@ -1,6 +1,8 @@
 //! Figures in TSC ticks, as lines `bench NAME NUMBER`. With QEMU's `-icount shift=0` a tick is an instruction.
 
 pub mod cpuid;
+pub mod random;
+pub mod remote;
 pub mod touch;
 
 fn report(name: &str, number: u64) {

@@ -21,14 +21,15 @@ use std::process::ExitCode;
 use options::Options;
 
 const USAGE: &str = "\
-usage: kit all | TEST | bench cpuid | bench touch  [FLAG VALUE]...
+usage: kit all | TEST | bench cpuid | bench touch | bench remote | bench random  [FLAG VALUE]...
   tests: clocks atomics litmus signals processes memory exits
   --seed N         what random choices begin with (1)
   --iterations N   of the test's main loop, instead of its own number
   --effort N       percent of every test's own numbers (100)
   --mib N          memory: how much (free memory less a margin, at most 192); 0: all of that
                    bench touch: how much to use up first (what was used since the start and 16)
-  --pages N        bench touch: pages in each chunk (2048)
+                   bench random: how much (64)
+  --pages N        bench touch: pages in each chunk (2048); bench remote: pages, at most 1024
   --limit N        all: seconds for each test (600)
   --expect-kvmclock yes    clocks: fail with another clock source
   --claimed-ports no       exits: leave ports alone that Linux lists as somebody's

@@ -26,7 +26,12 @@ const TESTS: [(&str, Run); 7] = [
 /// A benchmark, which prints its figures itself.
 type Bench = fn(&Options) -> Result<()>;
 
-const BENCHES: [(&str, Bench); 2] = [("bench cpuid", bench::cpuid::run), ("bench touch", bench::touch::run)];
+const BENCHES: [(&str, Bench); 4] = [
+    ("bench cpuid", bench::cpuid::run),
+    ("bench touch", bench::touch::run),
+    ("bench remote", bench::remote::run),
+    ("bench random", bench::random::run),
+];
 
 /// Runs what is named; `flags` are what `options` was read from.
 pub fn run(what: &str, options: &Options, flags: &[String]) -> ExitCode {
