@@ -122,13 +122,26 @@ impl Guest {
     }
 }
 
-/// A cut of the first node's link, between two texts of the logs.
+/// Cuts of the first node's link, each between two texts of the logs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Cut {
     /// The text that begins it.
     pub from: &'static str,
     /// The text that ends it.
     pub until: &'static str,
+    /// How often it happens.
+    pub times: u32,
+    /// It begins at a random moment within this time after its text, by a fixed seed.
+    pub within: Duration,
+    /// How soon the text that ends it must come.
+    pub most: Duration,
+}
+
+impl Cut {
+    /// One cut, at once, however long it lasts.
+    pub const fn once(from: &'static str, until: &'static str) -> Self {
+        Self { from, until, times: 1, within: Duration::ZERO, most: Duration::MAX }
+    }
 }
 
 /// How the nodes of a scenario must end.

@@ -86,6 +86,57 @@ const fn kit(name: &'static str, cpus: u8, walk_cache: bool) -> Scenario {
     Scenario { name, guest: Some(guest), timeout: Duration::from_secs(600), ..WITH_GUEST }
 }
 
+/// A guest that spans nodes, which all end with it.
+const SPANNING: Scenario = Scenario {
+    nodes: 2,
+    cpus: 1,
+    guest: Some(GUEST),
+    expect: &[ALL_UP],
+    expect_first: Some(&[ALL_UP, "guest ended: powered off"]),
+    end: End::PoweredOff,
+    timeout: Duration::from_secs(600),
+    ..BASE
+};
+
+/// The whole test kit on the shell of a guest that spans nodes.
+const fn spanning_kit(name: &'static str, nodes: u8, cpus: u8) -> Scenario {
+    let steps = &[
+        Step::See(GREETING),
+        Step::Run { command: "kit all", prints: &[], status: 0 },
+        Step::See(PROMPT),
+        Step::Type("poweroff\n"),
+    ];
+    let guest =
+        Guest { system: System::Kit, cpus: Some(cpus), steps, patience: Duration::from_secs(900), ..GUEST };
+    Scenario { name, nodes, guest: Some(guest), timeout: Duration::from_secs(1200), ..SPANNING }
+}
+
+/// Boots of a guest that spans two nodes, one after another.
+const fn spanning_boots(
+    name: &'static str,
+    times: u32,
+    network: &'static str,
+    mtu: u16,
+    expect_first: &'static [&'static str],
+) -> Scenario {
+    let guest = Guest {
+        command_line: Some("console=ttyS0 panic=-1 rdinit=/bin/poweroff -- -f"),
+        at_end: Some(AtEnd::Again(times)),
+        ..GUEST
+    };
+    Scenario {
+        name,
+        guest: Some(guest),
+        network,
+        mtu,
+        expect_first: Some(expect_first),
+        timeout: Duration::from_secs(900),
+        ..SPANNING
+    }
+}
+
+const GUEST_OFF: &str = "guest ended: powered off";
+
 /// A guest that tries the monitor from ring 0 at its very beginning. It ends twice in the same way: the next one can start.
 const fn early(name: &'static str, scenario: early::Scenario, ends: &'static [&'static str; 2]) -> Scenario {
     let guest = Guest { system: System::Early(scenario), at_end: Some(AtEnd::Again(2)), ..GUEST };
@@ -134,14 +185,14 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "frames-cut",
-        cut: Some(Cut { from: "pass: frames, round 1", until: "no answer from node" }),
+        cut: Some(Cut::once("pass: frames, round 1", "no answer from node")),
         expect: &["has fallen silent", "must not act", ": nodes 1 2", "pass: frames, round"],
         ..FRAMES
     },
     Scenario {
         name: "frames-three",
         nodes: 3,
-        cut: Some(Cut { from: "pass: frames, round 1", until: "no answer from node" }),
+        cut: Some(Cut::once("pass: frames, round 1", "no answer from node")),
         expect: &[
             ": nodes 1 2 3",
             "node 1 has fallen silent",
@@ -261,6 +312,71 @@ pub const SCENARIOS: &[Scenario] = &[
         expect: &["guest memory: 1 of "; 50],
         timeout: Duration::from_secs(900),
         ..WITH_GUEST
+    },
+    Scenario {
+        name: "span-boot",
+        guest: Some(Guest {
+            steps: &[
+                Step::See(GREETING),
+                Step::Run { command: "echo cpus=$(nproc)", prints: &["cpus=2"], status: 0 },
+                Step::Run {
+                    command: "cat /sys/devices/system/node/online /sys/devices/system/node/node*/cpulist",
+                    prints: &["0-1", "0", "1"],
+                    status: 0,
+                },
+                // 512 MiB, less what Linux keeps of it for itself.
+                Step::Run {
+                    command: "test $(grep MemTotal /proc/meminfo | tr -dc 0-9) -gt 450000",
+                    prints: &[],
+                    status: 0,
+                },
+                Step::See(PROMPT),
+                Step::Type("poweroff\n"),
+            ],
+            patience: Duration::from_secs(200),
+            ..GUEST
+        }),
+        ..SPANNING
+    },
+    spanning_kit("span-kit-2x1", 2, 1),
+    spanning_kit("span-kit-2x2", 2, 2),
+    spanning_kit("span-kit-3x1", 3, 1),
+    spanning_kit("span-kit-4x1", 4, 1),
+    // Of memory that no node has alone.
+    Scenario {
+        name: "span-memory",
+        guest: Some(Guest {
+            system: System::Kit,
+            steps: &[
+                Step::See(GREETING),
+                Step::Run { command: "kit memory --mib 384 --effort 10", prints: &[], status: 0 },
+                Step::See(PROMPT),
+                Step::Type("poweroff\n"),
+            ],
+            patience: Duration::from_secs(900),
+            ..GUEST
+        }),
+        timeout: Duration::from_secs(1200),
+        ..SPANNING
+    },
+    spanning_boots("span-restarts", 8, "", JUMBO_MTU, &[GUEST_OFF; 8]),
+    spanning_boots("span-restarts-faults", 10, "loss=1%,dup=1%,reorder=1%", JUMBO_MTU, &[GUEST_OFF; 10]),
+    spanning_boots("span-restarts-short", 2, "", 1500, &[GUEST_OFF; 2]),
+    // The second node is lost at a random moment of the guest's life, again and again.
+    Scenario {
+        name: "span-loss",
+        guest: Some(Guest { at_end: Some(AtEnd::Again(100)), ..GUEST }),
+        cut: Some(Cut {
+            from: "guest started: ",
+            until: "guest ended: crashed: node 2 is lost",
+            times: 20,
+            within: Duration::from_secs(12),
+            most: Duration::from_secs(6),
+        }),
+        expect_first: Some(&["guest ended: crashed: node 2 is lost"; 20]),
+        end: End::Running,
+        timeout: Duration::from_secs(900),
+        ..SPANNING
     },
     early("early-fuzz", FUZZ, &["early-fuzz done"; 2]),
     Scenario {

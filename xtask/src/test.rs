@@ -7,6 +7,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use crate::build::{Built, Programs};
 use crate::cluster::{Cluster, Event, Plan, Recording};
@@ -24,6 +26,8 @@ use crate::{run, setup};
 const LAST_LINES: usize = 25;
 /// How long a node that failed may go on telling why.
 const AFTERMATH: Duration = Duration::from_millis(500);
+/// What the moments of cuts are chosen by.
+const CUT_SEED: u64 = 4;
 /// What the tests on the host are called among the scenarios.
 const HOST: &str = "host";
 
@@ -142,7 +146,7 @@ fn run_one(scenario: &Scenario, built: &Built, directory: &Path) -> Result<Repor
     let mut judge = Judge::new(scenario);
     let mut script = scenario.guest.map(|guest| Script::new(guest.steps, guest.patience));
     let mut lines = VecDeque::new();
-    let mut cutting = Cutting::Before;
+    let mut cutting = scenario.cut.map(Cutting::new);
     let verdict = loop {
         let events = cluster.poll()?;
         // What the console shows before a node's end is seen before that.
@@ -152,10 +156,8 @@ fn run_one(scenario: &Scenario, built: &Built, directory: &Path) -> Result<Repor
             take(events, &mut judge, &mut lines);
             break verdict;
         }
-        if let Some(cut) = scenario.cut {
-            follow(cut, &mut cutting, &cluster, &events)?;
-        }
-        if let Some(verdict) = take(events, &mut judge, &mut lines) {
+        let late = cutting.as_mut().map(|cutting| cutting.follow(&cluster, &events)).transpose()?.flatten();
+        if let Some(verdict) = take(events, &mut judge, &mut lines).or(late) {
             break verdict;
         }
         check_interrupted()?;
@@ -205,31 +207,71 @@ fn type_on(
     if script.is_done() { judge.script_done() } else { None }
 }
 
-/// How far a cut has come: it happens once.
+/// Cuts and heals the network when the logs say so.
+struct Cutting {
+    cut: Cut,
+    state: CutState,
+    /// How often it has happened.
+    times: u32,
+    random: ChaCha8Rng,
+}
+
+/// How far a cut has come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Cutting {
+enum CutState {
+    /// Its text is waited for.
     Before,
-    Now,
+    /// It begins then.
+    Due(Instant),
+    /// It began then.
+    Now(Instant),
+    /// There is no other one.
     Over,
 }
 
-/// Cuts and heals the network when the logs say so.
-fn follow(cut: Cut, cutting: &mut Cutting, cluster: &Cluster, events: &[Event]) -> Result<()> {
-    for event in events {
-        let Event::Log(_, line) = event else { continue };
-        match cutting {
-            Cutting::Before if line.text.contains(cut.from) => {
-                cluster.cut()?;
-                *cutting = Cutting::Now;
-            }
-            Cutting::Now if line.text.contains(cut.until) => {
-                cluster.heal();
-                *cutting = Cutting::Over;
-            }
-            Cutting::Before | Cutting::Now | Cutting::Over => {}
-        }
+impl Cutting {
+    fn new(cut: Cut) -> Self {
+        Self { cut, state: CutState::Before, times: 0, random: ChaCha8Rng::seed_from_u64(CUT_SEED) }
     }
-    Ok(())
+
+    fn follow(&mut self, cluster: &Cluster, events: &[Event]) -> Result<Option<Verdict>> {
+        for event in events {
+            let Event::Log(_, line) = event else { continue };
+            match self.state {
+                CutState::Before if line.text.contains(self.cut.from) => {
+                    self.state = CutState::Due(
+                        Instant::now()
+                            + self
+                                .cut
+                                .within
+                                .mul_f64(f64::from(self.random.next_u32()) / f64::from(u32::MAX)),
+                    );
+                }
+                CutState::Now(since) if line.text.contains(self.cut.until) => {
+                    cluster.heal();
+                    self.times += 1;
+                    let again = self.times < self.cut.times;
+                    self.state = if again { CutState::Before } else { CutState::Over };
+                    if since.elapsed() > self.cut.most {
+                        let (took, most) = (since.elapsed().as_secs_f32(), self.cut.most.as_secs_f32());
+                        let text = format!(
+                            "cut {} ended with '{}' after {took:.1} s, and not within {most:.1} s",
+                            self.times, self.cut.until
+                        );
+                        return Ok(Some(Verdict::Fail(text)));
+                    }
+                }
+                _ => {}
+            }
+        }
+        if let CutState::Due(when) = self.state
+            && Instant::now() >= when
+        {
+            cluster.cut()?;
+            self.state = CutState::Now(Instant::now());
+        }
+        Ok(None)
+    }
 }
 
 /// Keeps the last lines, and lets the judge see all events; the first verdict counts.
