@@ -163,7 +163,7 @@ impl Cluster {
             BootMethod::Direct => None,
             BootMethod::Bios | BootMethod::Uefi | BootMethod::Bochs => Some(match plan.iso {
                 Some(iso) => iso.to_owned(),
-                None => image::make(plan.built)?,
+                None => image::make(plan.built, None)?,
             }),
         };
         let count = usize::from(plan.nodes);

@@ -24,6 +24,9 @@ pub struct Arguments {
     /// The manifest of the image to write
     #[arg(long, default_value = image::DEFAULT_MANIFEST, value_parser = paths::of_user)]
     manifest: PathBuf,
+    /// The number of the node that boots it, as of `cargo xtask image`
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=32))]
+    node: Option<u8>,
 }
 
 /// Runs the command.
@@ -33,7 +36,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let machine = Machine::this();
     let disk = choose(&machine, arguments.device.as_deref())?;
-    let iso = image::build(&arguments.manifest)?;
+    let iso = image::build(&arguments.manifest, arguments.node)?;
     let input = io::stdin().lock();
     flash(&machine, &disk, &iso, input, &mut io::stdout().lock())
 }

@@ -29,7 +29,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     setup::ensure(&[Tool::Grub])?;
     let built = build::build(&arguments.manifest, &Overrides::default())?;
-    let iso = image::make(&built)?;
+    let iso = image::make(&built, None)?;
     let lines = lines::count(Path::new("kernel"))?;
 
     println!("{:<16} {:>9} {:>9} {:>9} {:>9} {:>9}", "part", "text", "rodata", "data", "bss", "in all");
