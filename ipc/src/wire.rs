@@ -1,10 +1,10 @@
 //! The frame on the wire between nodes: Ethernet, then a fixed header of ours, then at most one page.
 //!
 //! ```text
-//! network card's header (12, never on the wire) | Ethernet (14) | Unum (38) | payload (0, or 8 to 4096)
+//! network card's header (12, never on the wire) | Ethernet (14) | Unum (54) | payload (0, or 8 to 4096)
 //! ```
 //!
-//! The first three fill 64 bytes, so a receive buffer of 64 bytes followed by a page frame has the payload at the
+//! The first three fill 80 bytes, so a receive buffer of 80 bytes followed by a page frame has the payload at the
 //! page frame's start. All numbers of ours are little-endian; the EtherType is big-endian, as Ethernet wants.
 //!
 //! Both checksums are CRC-32C. The headers have one of their own, Ethernet's included, so that they are judged without
@@ -24,7 +24,7 @@ mod kind;
 use core::fmt;
 
 use zerocopy::byteorder::big_endian::U16 as BigU16;
-use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::abi::PAGE_SIZE;
@@ -38,7 +38,7 @@ pub const ETHER_TYPE: u16 = 0x88b5;
 /// Bytes that a message has of its own, beside its contents.
 pub const MESSAGE_BYTES: usize = 24;
 /// The version of the header that this describes.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 /// The shortest payload in bytes of a frame that has one; what says less is padded by its sender.
 pub const MIN_PAYLOAD: usize = 8;
 /// The longest payload in bytes: one page.
@@ -47,8 +47,6 @@ pub const MAX_PAYLOAD: usize = PAGE_SIZE;
 pub const HEADER_BYTES: usize = size_of::<FrameHeader>();
 /// The Ethernet payload (MTU) in bytes that a link must carry for a page to go in one frame.
 pub const PAGE_MTU: usize = size_of::<UnumHeader>() + MAX_PAYLOAD;
-/// The shortest Ethernet frame in bytes, without its checksum; a sender or a card pads shorter ones with anything.
-pub const MIN_ETHERNET: usize = 60;
 /// The number that no node has: it can never be a source.
 pub const NO_NODE: u16 = 0xffff;
 /// The Ethernet address that stands for all stations.
@@ -115,11 +113,29 @@ pub struct UnumHeader {
     pub sequence: U32,
     /// The next sequence number that the sender expects in the acknowledged class.
     pub acknowledgement: U32,
-    /// Eight bytes that belong to the message and are delivered with it; other kinds have other uses.
-    pub tag: U64,
+    /// What the message says beside its page. Other kinds than [`Kind::Data`] use the first eight bytes alone
+    /// ([`UnumHeader::tag`]).
+    pub message: [u8; MESSAGE_BYTES],
     /// CRC-32C of both headers with this field as zero, then CRC-32C of the payload; with a key, the authentication
     /// tag.
     pub integrity: [U32; 2],
+}
+
+/// A number in the place of a message, in its first eight bytes.
+#[must_use]
+pub fn tag(number: u64) -> [u8; MESSAGE_BYTES] {
+    let mut message = [0; MESSAGE_BYTES];
+    message[..size_of::<u64>()].copy_from_slice(&number.to_le_bytes());
+    message
+}
+
+impl UnumHeader {
+    /// The number in the message's first eight bytes.
+    #[must_use]
+    pub fn tag(&self) -> u64 {
+        let [b0, b1, b2, b3, b4, b5, b6, b7, ..] = self.message;
+        u64::from_le_bytes([b0, b1, b2, b3, b4, b5, b6, b7])
+    }
 }
 
 /// What both headers look like together.
@@ -133,14 +149,16 @@ pub struct FrameHeader {
 }
 
 const _: () = assert!(size_of::<EthernetHeader>() == 14);
-const _: () = assert!(size_of::<UnumHeader>() == 38);
-const _: () = assert!(size_of::<FrameHeader>() == 52);
+const _: () = assert!(size_of::<UnumHeader>() == 54);
+const _: () = assert!(size_of::<FrameHeader>() == 68);
 const _: () = assert!(core::mem::offset_of!(UnumHeader, cluster) == 4);
 const _: () = assert!(core::mem::offset_of!(UnumHeader, epoch) == 6);
 const _: () = assert!(core::mem::offset_of!(UnumHeader, extent) == 12);
 const _: () = assert!(core::mem::offset_of!(UnumHeader, sequence) == 14);
-const _: () = assert!(core::mem::offset_of!(UnumHeader, tag) == 22);
-const _: () = assert!(core::mem::offset_of!(UnumHeader, integrity) == 30);
+const _: () = assert!(core::mem::offset_of!(UnumHeader, message) == 22);
+const _: () = assert!(core::mem::offset_of!(UnumHeader, integrity) == 46);
+// Ethernet's shortest frame is 60 bytes: none of ours is ever padded.
+const _: () = assert!(HEADER_BYTES >= 60);
 
 /// Bits of [`UnumHeader::extent`] that count bytes.
 const EXTENT_BYTES: u16 = 0x1fff;
@@ -206,12 +224,12 @@ pub struct Message {
     pub sequence: u32,
     /// What it answers or acknowledges.
     pub acknowledgement: u32,
-    /// What goes with it.
-    pub tag: u64,
+    /// What it says beside its page.
+    pub message: [u8; MESSAGE_BYTES],
 }
 
 impl Message {
-    /// A whole message without payload, number and tag, transmitted for the first time.
+    /// A whole message without payload, number and contents, transmitted for the first time.
     #[must_use]
     pub const fn new(kind: Kind, class: Class) -> Self {
         Self {
@@ -223,7 +241,7 @@ impl Message {
             payload_bytes: 0,
             sequence: 0,
             acknowledgement: 0,
-            tag: 0,
+            message: [0; MESSAGE_BYTES],
         }
     }
 }
@@ -245,7 +263,7 @@ impl FrameHeader {
             extent: (message.payload_bytes | u16::from(fragment.index) << EXTENT_FRAGMENT | more).into(),
             sequence: message.sequence.into(),
             acknowledgement: message.acknowledgement.into(),
-            tag: message.tag.into(),
+            message: message.message,
             integrity: [U32::ZERO; 2],
         };
         let ethernet = EthernetHeader { destination: to, source: from, ether_type: BigU16::new(ETHER_TYPE) };
@@ -298,9 +316,8 @@ impl FrameHeader {
         }
         let extent = unum.extent.get();
         let said = usize::from(extent & EXTENT_BYTES);
-        let padded = there > said && total_bytes <= MIN_ETHERNET;
         let allowed = said == 0 || (MIN_PAYLOAD..=MAX_PAYLOAD).contains(&said);
-        if !allowed || (there != said && !padded) {
+        if !allowed || there != said {
             return Err(WireError::PayloadLength { said, there });
         }
         let [_, high] = extent.to_le_bytes();

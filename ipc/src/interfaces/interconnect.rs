@@ -29,7 +29,8 @@ crate::interface! {
         control time() -> Option<Time> = 6;
         /// The frames of the guest's pool that the service has now; none when it is not the guest's carrier. All messages that
         /// came and were not taken, and all of the caller's that were not transmitted, are dropped: for the owner of the
-        /// guest's memory when it begins anew.
+        /// guest's memory when it begins anew. When there is one fewer than [`CARRIER_FRAMES`](crate::guest::CARRIER_FRAMES),
+        /// that one was taken and not made up for: the next `receive` must do so.
         control frames() -> Frames = 7;
         /// Sends a message through the reliable channel to a member.
         hot send(Outgoing) -> Sent = 8;
@@ -323,15 +324,15 @@ pub struct ExchangeRequest {
     pub count: u16,
 }
 
-/// What goes there and back in an exchange; 64 bytes are a frame's headers, the card's included.
+/// What goes there and back in an exchange; 80 bytes are a frame's headers, the card's included.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub enum Shape {
-    /// 64 bytes there and 64 back.
+    /// 80 bytes there and 80 back.
     #[default]
     Short,
     /// A page there and the same page back.
     Page,
-    /// 64 bytes there and a page back, as when a page of another node is asked for.
+    /// 80 bytes there and a page back, as when a page of another node is asked for.
     Fetch,
 }
 

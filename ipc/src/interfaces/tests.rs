@@ -4,10 +4,13 @@ use heapless::{String, Vec};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Serialize, de::DeserializeOwned};
+use zerocopy::{Immutable, IntoBytes, TryFromBytes};
 
 use super::{ept, health, interconnect, scheduler, supervisor, vmm};
 use crate::abi::{FaultCause, MAX_MESSAGE_BYTES, MAX_NAME_BYTES, ServiceState, VcpuActivity};
+use crate::guest::{MAX_NODES, Share};
 use crate::interface::are_distinct;
+use crate::wire::Class;
 
 /// Asserts that the largest value of a type fits a message page, survives it, and that no damage to it panics.
 fn holds<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &T) {
@@ -148,6 +151,44 @@ fn the_largest_messages_fit_a_page() {
     holds(&scheduler::Cores::from_array([core; 64]));
     let vcpu = scheduler::VcpuLoad { core: u16::MAX, load_permille: u16::MAX, steal_permille: u16::MAX };
     holds(&scheduler::Vcpus::from_array([vcpu; 64]));
+}
+
+/// Asserts that a layout fills no more than a hot call's registers, and that each of its bytes keeps its place.
+fn is_laid_out<T: IntoBytes + Immutable + TryFromBytes + PartialEq + Debug>(value: &T, bytes: &[u8]) {
+    assert_eq!(value.as_bytes(), bytes);
+    assert_eq!(&T::try_read_from_bytes(bytes).unwrap(), value);
+    let mut random = ChaCha8Rng::seed_from_u64(bytes.len() as u64);
+    for _ in 0..2000 {
+        let damaged: std::vec::Vec<u8> = bytes.iter().map(|_| random.random()).collect();
+        if let Ok(value) = T::try_read_from_bytes(&damaged) {
+            assert_eq!(value.as_bytes(), damaged);
+        }
+    }
+}
+
+#[test]
+fn messages_between_nodes_fill_the_registers() {
+    use interconnect::{Contents, Incoming, IncomingKind, NO_FRAME, Next, Outgoing, SendAnswer, Sent};
+
+    let message = core::array::from_fn(|place| u8::try_from(place).unwrap());
+    let mut bytes = [0; 32];
+    bytes[..24].copy_from_slice(&message);
+    bytes[24..].copy_from_slice(&[4, 3, 2, 1, 6, 5, 2, 2]);
+    let (frame, node, class) = (0x0102_0304, 0x0506, Class::Request);
+    is_laid_out(&Outgoing { message, frame, node, class, contents: Contents::Given }, &bytes);
+    is_laid_out(&Incoming { message, frame, node, class, kind: IncomingKind::Owed }, &bytes);
+    is_laid_out(&Sent { answer: SendAnswer::Full, frame: NO_FRAME }, &[3, 0, 0, 0, 255, 255, 255, 255]);
+    is_laid_out(&Next { frame: 7, reserved: 0 }, &[7, 0, 0, 0, 0, 0, 0, 0]);
+    holds(&interconnect::Frames::from_array([u32::MAX; crate::guest::CARRIER_FRAMES as usize]));
+    holds(&Some(interconnect::Time { local: u64::MAX, cluster: u64::MAX, error: u64::MAX }));
+    holds(&Some(interconnect::View {
+        epoch: u32::MAX,
+        members: Vec::from_array([u16::MAX; interconnect::MAX_PEERS]),
+        clock_error_ns: Some(u64::MAX),
+        ..interconnect::View::default()
+    }));
+    let shares = Vec::from_array([Share { node: 31, vcpus: u8::MAX, pages: u64::MAX }; MAX_NODES]);
+    holds(&ept::Begin { run: u32::MAX, shares });
 }
 
 #[test]

@@ -14,20 +14,21 @@ pub enum Kind {
     EchoRequest = 2,
     /// What the request whose sequence number is the acknowledgement asked for.
     Reply = 3,
-    /// Asks for a page that is filled from the seed in the tag: no payload.
+    /// Asks for a page that is filled from the seed that the message begins with: no payload.
     PageRequest = 4,
     /// What a node is and which membership it knows; the sequence counts such frames of one life.
     Hello = 5,
     /// A message, or a fragment of one: delivered once and in order.
     Data = 6,
-    /// What came of a class: the acknowledgement, in the tag the bits of what came after it, in the sequence the
-    /// first number that may not be sent yet.
+    /// What came of a class: the acknowledgement, in the message's first eight bytes the bits of what came after it, in
+    /// the sequence the first number that may not be sent yet.
     Acknowledge = 7,
     /// Asks for an acknowledgement of the class.
     Probe = 8,
     /// Asks what time it is; the sequence is the answer's.
     ClockRequest = 9,
-    /// The time of the request's arrival in the tag, and how much later the answer left in the acknowledgement.
+    /// The time of the request's arrival in the message's first eight bytes, and how much later the answer left in the
+    /// acknowledgement.
     ClockReply = 10,
 }
 
