@@ -5,7 +5,7 @@ use core::fmt;
 use virtio_drivers::transport::{DeviceStatus, Transport};
 
 use crate::memory::{DmaMemory, Frame};
-use crate::queue::{Chains, Misbehaviour, Page, QueueKind, Tickets};
+use crate::queue::{Chains, Misbehaviour, Part, QueueKind, Slot, Tickets};
 use crate::transport::{InterruptCause, RouteInterrupts, TransportError};
 use crate::{CARD_HEADER_BYTES, HEADER_BYTES, MIN_PAYLOAD_BYTES, PAGE_BYTES, PAGE_MTU, WIRE_HEADER_BYTES};
 
@@ -57,8 +57,8 @@ pub enum NetError {
     Queue(virtio_drivers::Error),
     /// All chains of the queue are posted.
     QueueFull,
-    /// A payload shorter than [`MIN_PAYLOAD_BYTES`] or longer than a page.
-    PayloadLength(u16),
+    /// A payload shorter than [`MIN_PAYLOAD_BYTES`], or one that is not within its page: its offset and bytes.
+    Payload(u16, u16),
     /// The card broke its side of the protocol.
     DeviceMisbehaved(Misbehaviour),
 }
@@ -74,7 +74,9 @@ impl fmt::Display for NetError {
             Self::Transport(error) => error.fmt(f),
             Self::Queue(error) => write!(f, "a queue cannot be set up: {error}"),
             Self::QueueFull => f.write_str("the queue is full"),
-            Self::PayloadLength(bytes) => write!(f, "a payload of {bytes} bytes cannot be sent"),
+            Self::Payload(offset, bytes) => {
+                write!(f, "a payload of {bytes} bytes from offset {offset} of a page cannot be sent")
+            }
             Self::DeviceMisbehaved(how) => write!(f, "the card misbehaved: {how}"),
         }
     }
@@ -103,15 +105,6 @@ pub struct Received {
     pub bytes: usize,
     /// What follows the header.
     pub frame: Frame,
-}
-
-/// What could not be given to the card, and why; the page frame is the caller's again.
-#[derive(Debug, Eq, PartialEq)]
-pub struct Rejected {
-    /// Why.
-    pub error: NetError,
-    /// The page frame, if there was one.
-    pub frame: Option<Frame>,
 }
 
 /// A virtio network card.
@@ -195,13 +188,10 @@ impl<D: DmaMemory, T: Transport + RouteInterrupts> VirtioNet<D, T> {
     ///
     /// # Errors
     /// [`NetError::QueueFull`].
-    pub fn post_receive(&mut self, frame: Frame) -> Result<(), Rejected> {
-        let rejected = |frame| Rejected { error: NetError::QueueFull, frame: Some(frame) };
-        let Some(slot) = self.receive.reserve() else { return Err(rejected(frame)) };
-        let page = Page { frame, bytes: WHOLE_PAGE };
-        self.receive
-            .post(&mut self.tickets, slot, Some(page))
-            .map_err(|page| Rejected { error: NetError::QueueFull, frame: page.map(|page| page.frame) })
+    pub fn post_receive(&mut self, frame: Frame) -> Result<(), NetError> {
+        let slot = self.receive.reserve().ok_or(NetError::QueueFull)?;
+        let part = Part { frame, offset: 0, bytes: WHOLE_PAGE };
+        self.receive.post(&mut self.tickets, slot, Some(part)).map_err(|_| NetError::QueueFull)
     }
 
     /// Tells the card of posted page frames, if it wants to be told.
@@ -218,7 +208,7 @@ impl<D: DmaMemory, T: Transport + RouteInterrupts> VirtioNet<D, T> {
         let bytes = usize::try_from(taken.bytes).unwrap_or(usize::MAX);
         let bad_length = Misbehaviour::UsedLength { queue: QueueKind::Receive, bytes: taken.bytes };
         // Every chain of this queue was posted with a page.
-        let Page { frame, .. } = taken.page.ok_or(bad_length)?;
+        let Part { frame, .. } = taken.part.ok_or(bad_length)?;
         if !(CARD_HEADER_BYTES..=HEADER_BYTES + PAGE_BYTES).contains(&bytes) {
             return Err(bad_length.into());
         }
@@ -237,44 +227,41 @@ impl<D: DmaMemory, T: Transport + RouteInterrupts> VirtioNet<D, T> {
         Ok(Some(Received { header, bytes: bytes - CARD_HEADER_BYTES, frame }))
     }
 
-    /// Sends a header, and behind it the first bytes of a page frame, so many; the frame comes back by
-    /// [`VirtioNet::reclaim_sent`].
+    /// Sends a header, and behind it a part of a page. Until [`VirtioNet::reclaim_sent`] returns the same slot, the card
+    /// may read the page.
     ///
     /// # Errors
-    /// [`NetError::QueueFull`], [`NetError::PayloadLength`].
+    /// [`NetError::QueueFull`], [`NetError::Payload`].
     pub fn send(
         &mut self,
         header: &[u8; WIRE_HEADER_BYTES],
-        payload: Option<(Frame, u16)>,
-    ) -> Result<(), Rejected> {
-        let page = payload.map(|(frame, bytes)| Page { frame, bytes });
-        let rejected = |error, page: Option<Page>| Rejected { error, frame: page.map(|page| page.frame) };
-        if let Some(bytes) = page.as_ref().map(|page| page.bytes)
-            && !(MIN_PAYLOAD_BYTES..=PAGE_BYTES).contains(&usize::from(bytes))
+        payload: Option<Part>,
+    ) -> Result<Slot, NetError> {
+        if let Some(Part { offset, bytes, .. }) = payload
+            && (usize::from(bytes) < MIN_PAYLOAD_BYTES
+                || usize::from(offset) + usize::from(bytes) > PAGE_BYTES)
         {
-            return Err(rejected(NetError::PayloadLength(bytes), page));
+            return Err(NetError::Payload(offset, bytes));
         }
-        let Some(slot) = self.transmit.reserve() else { return Err(rejected(NetError::QueueFull, page)) };
+        let slot = self.transmit.reserve().ok_or(NetError::QueueFull)?;
         // The card's header of a frame without offloads is all zero (5.1.6.2).
         let mut buffer = [0; HEADER_BYTES];
         buffer[CARD_HEADER_BYTES..].copy_from_slice(header);
         self.transmit.headers.write(slot, &buffer);
-        self.transmit
-            .post(&mut self.tickets, slot, page)
-            .map_err(|page| rejected(NetError::QueueFull, page))?;
+        self.transmit.post(&mut self.tickets, slot, payload).map_err(|_| NetError::QueueFull)?;
         self.transmit.notify(&mut self.transport);
-        Ok(())
+        Ok(slot)
     }
 
-    /// Takes back the next frame that was sent: `Some(None)` for one that had no page.
+    /// The next frame that was sent, in the order in which the card is done with them.
     ///
     /// # Errors
     /// [`NetError::DeviceMisbehaved`].
-    pub fn reclaim_sent(&mut self) -> Result<Option<Option<Frame>>, NetError> {
+    pub fn reclaim_sent(&mut self) -> Result<Option<Slot>, NetError> {
         // What a device says it wrote to buffers that it only reads means nothing (2.7.8.2).
         let Some(taken) = self.transmit.take(&mut self.tickets)? else { return Ok(None) };
         self.transmit.release(taken.slot);
-        Ok(Some(taken.page.map(|page| page.frame)))
+        Ok(Some(taken.slot))
     }
 
     /// Asks for an interrupt when a frame comes; `true` when none has come meanwhile, so that it is safe to sleep.

@@ -18,10 +18,8 @@ pub unsafe trait DmaMemory {
     fn allocate(pages: usize) -> Option<(u64, NonNull<u8>)>;
 }
 
-/// A page frame that is set aside for the card.
-///
-/// It is no `Clone`: who has the value has the frame, until it is given to the driver, which gives it back.
-#[derive(Debug, Eq, PartialEq)]
+/// Names a page frame that the card may reach.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Frame {
     number: u32,
     address: u64,
@@ -31,8 +29,8 @@ impl Frame {
     /// The frame that its owner knows as `number`, at `address` for the device.
     ///
     /// # Safety
-    /// `address` must be the device's address of a whole page frame that stays set aside for such use, that no Rust
-    /// reference ever points into, and for which there is no other `Frame`.
+    /// `address` must be the device's address of a whole page frame that may be read and written by the device for as
+    /// long as it runs, and that no Rust reference to plain data ever points into.
     #[must_use]
     pub const unsafe fn new(number: u32, address: u64) -> Self {
         Self { number, address }
@@ -96,7 +94,7 @@ unsafe impl<D: DmaMemory> Hal for QueueHal<D> {
     unsafe fn unshare(_address: PhysAddr, _buffer: NonNull<[u8]>, _direction: BufferDirection) {}
 }
 
-/// An array of header buffers of 64 bytes each in DMA memory, reached by volatile copies.
+/// An array of header buffers of 80 bytes each in DMA memory, reached by volatile copies.
 pub(crate) struct HeaderBuffers {
     memory: NonNull<[u64; HEADER_BYTES / 8]>,
     address: u64,

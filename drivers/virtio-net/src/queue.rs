@@ -1,4 +1,4 @@
-//! One queue of [64-byte header][page] chains on `virtio-drivers`' [`VirtQueue`].
+//! One queue of [80-byte header][page] chains on `virtio-drivers`' [`VirtQueue`].
 //!
 //! A header buffer is the chain's *slot*; the queue's own name for the chain is its *head*, the first descriptor.
 //! Invariant: `slot_of_head[head]` is a slot exactly while the device has that chain, and then `chains[slot]` says what
@@ -85,34 +85,46 @@ impl Tickets {
     }
 }
 
-/// Part of a page frame: its first so many bytes.
-pub(crate) struct Page {
-    pub(crate) frame: Frame,
-    pub(crate) bytes: u16,
+/// A chain that a queue has, by its header buffer: from 0, below [`MAX_CHAINS`].
+pub type Slot = u16;
+
+/// Part of a page frame: so many bytes from an offset on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Part {
+    /// The page frame.
+    pub frame: Frame,
+    /// Where the bytes begin in it.
+    pub offset: u16,
+    /// How many.
+    pub bytes: u16,
 }
 
+#[derive(Clone, Copy)]
 struct Chain {
-    page: Option<Page>,
+    part: Option<Part>,
 }
+
+/// A queue cannot take another chain.
+pub(crate) struct NoRoom;
 
 /// A chain that came back.
 pub(crate) struct Taken {
     /// The header buffer, to be read before [`Chains::release`].
-    pub(crate) slot: u16,
-    pub(crate) page: Option<Page>,
+    pub(crate) slot: Slot,
+    pub(crate) part: Option<Part>,
     /// Bytes that the device says it wrote.
     pub(crate) bytes: u32,
 }
 
-const NO_SLOT: u16 = u16::MAX;
+const NO_SLOT: Slot = u16::MAX;
 
 pub(crate) struct Chains<D: DmaMemory> {
     kind: QueueKind,
     queue: VirtQueue<QueueHal<D>, QUEUE_SIZE>,
     pub(crate) headers: HeaderBuffers,
     chains: [Option<Chain>; MAX_CHAINS],
-    slot_of_head: [u16; QUEUE_SIZE],
-    free: [u16; MAX_CHAINS],
+    slot_of_head: [Slot; QUEUE_SIZE],
+    free: [Slot; MAX_CHAINS],
     free_count: usize,
 }
 
@@ -136,7 +148,7 @@ impl<D: DmaMemory> Chains<D> {
             kind,
             queue,
             headers,
-            chains: [const { None }; MAX_CHAINS],
+            chains: [None; MAX_CHAINS],
             slot_of_head: [NO_SLOT; QUEUE_SIZE],
             free,
             free_count: MAX_CHAINS,
@@ -149,38 +161,37 @@ impl<D: DmaMemory> Chains<D> {
     }
 
     /// A header buffer for the next chain.
-    pub(crate) fn reserve(&mut self) -> Option<u16> {
+    pub(crate) fn reserve(&mut self) -> Option<Slot> {
         self.free_count = self.free_count.checked_sub(1)?;
         self.free.get(self.free_count).copied()
     }
 
     /// Gives a header buffer back.
-    pub(crate) fn release(&mut self, slot: u16) {
+    pub(crate) fn release(&mut self, slot: Slot) {
         if let Some(place) = self.free.get_mut(self.free_count) {
             *place = slot;
             self.free_count += 1;
         }
     }
 
-    /// Gives the device the chain of a reserved header buffer and a page.
+    /// Gives the device the chain of a reserved header buffer and a part of a page.
     ///
     /// # Errors
-    /// The page, when the queue has no room for it; the header buffer is released.
+    /// [`NoRoom`]; the header buffer is released.
     pub(crate) fn post(
         &mut self,
         tickets: &mut Tickets,
-        slot: u16,
-        page: Option<Page>,
-    ) -> Result<(), Option<Page>> {
+        slot: Slot,
+        part: Option<Part>,
+    ) -> Result<(), NoRoom> {
         let header = tickets.header.for_buffer(self.headers.address(slot), HEADER_BYTES);
-        let body = page.as_ref().map(|page| {
-            let bytes = usize::from(page.bytes);
-            tickets.page.for_buffer(page.frame.address(), bytes)
+        let body = part.map(|Part { frame, offset, bytes }| {
+            tickets.page.for_buffer(frame.address() + u64::from(offset), usize::from(bytes))
         });
         let added = match (self.kind, body) {
             // SAFETY: the references are to tickets, which the device does not access. What they stand for is the
-            // device's until the chain comes back: the header buffer because its slot is taken, the frame because
-            // its `Frame` is in `chains`.
+            // device's until the chain comes back: the header buffer because its slot is taken, the page because
+            // whoever made its `Frame` promised so.
             (QueueKind::Receive, Some(body)) => unsafe { self.queue.add(&[], &mut [header, body]) },
             // SAFETY: likewise.
             (QueueKind::Receive, None) => unsafe { self.queue.add(&[], &mut [header]) },
@@ -197,10 +208,10 @@ impl<D: DmaMemory> Chains<D> {
         };
         let (Some(slot_of_head), Some(chain)) = places else {
             self.release(slot);
-            return Err(page);
+            return Err(NoRoom);
         };
         *slot_of_head = slot;
-        *chain = Some(Chain { page });
+        *chain = Some(Chain { part });
         Ok(())
     }
 
@@ -224,8 +235,8 @@ impl<D: DmaMemory> Chains<D> {
         let slot = *slot_of_head;
         let chain = self.chains.get_mut(usize::from(slot)).ok_or(bad_id)?;
         let header = tickets.header.for_buffer(0, HEADER_BYTES);
-        let page = chain.as_ref().and_then(|chain| chain.page.as_ref());
-        let body = page.map(|page| tickets.page.for_buffer(0, usize::from(page.bytes)));
+        let part = chain.and_then(|chain| chain.part);
+        let body = part.map(|part| tickets.page.for_buffer(0, usize::from(part.bytes)));
         let popped = match (self.kind, body) {
             // SAFETY: as many buffers as were added for this head; what they hold is not looked at.
             (QueueKind::Receive, Some(body)) => unsafe { self.queue.pop_used(id, &[], &mut [header, body]) },
@@ -238,7 +249,8 @@ impl<D: DmaMemory> Chains<D> {
         };
         let bytes = popped.map_err(|_| Misbehaviour::UsedRing { queue: self.kind })?;
         *slot_of_head = NO_SLOT;
-        Ok(Some(Taken { slot, page: chain.take().and_then(|chain| chain.page), bytes }))
+        *chain = None;
+        Ok(Some(Taken { slot, part, bytes }))
     }
 
     /// Asks for interrupts; `true` when nothing has come meanwhile, so that it is safe to sleep.
