@@ -1,33 +1,33 @@
 //! What the service asks of a network card.
 
 use ipc::wire::{HEADER_BYTES, MacAddress};
-use virtio_net::NetError;
+use virtio_net::{NetError, Slot};
 
 /// A frame that came.
 #[derive(Debug)]
-pub struct Received<F> {
+pub struct Received {
     /// Its first bytes; zero where it is shorter.
     pub header: [u8; HEADER_BYTES],
     /// Bytes of the Ethernet frame, as the card says.
     pub bytes: usize,
     /// The page frame with what follows the header.
-    pub frame: F,
+    pub frame: u32,
 }
 
-/// What could not be given to the card; the page frame is the caller's again.
-#[derive(Debug)]
-pub struct Rejected<F> {
-    /// Why.
-    pub error: NetError,
-    /// The page frame, if there was one.
-    pub frame: Option<F>,
+/// Bytes of a page frame: so many from an offset on. Both are multiples of 8 where the bytes are a message's.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Part {
+    /// The page frame.
+    pub frame: u32,
+    /// Where the bytes begin in it.
+    pub offset: u16,
+    /// How many.
+    pub bytes: u16,
 }
 
-/// A network card with [header][page frame] buffers, and the clock.
+/// A network card with [header][page frame] buffers, the page frames by their numbers, and the clock. It knows nothing of
+/// whose a page frame is; of numbers that are none it reads and writes nothing.
 pub trait Card {
-    /// A page frame; who has the value has the frame.
-    type Frame;
-
     /// The time in TSC ticks.
     fn now(&self) -> u64;
     /// The card's Ethernet address.
@@ -41,46 +41,41 @@ pub trait Card {
     ///
     /// # Errors
     /// [`NetError::DeviceMisbehaved`].
-    fn poll_receive(&mut self) -> Result<Option<Received<Self::Frame>>, NetError>;
+    fn poll_receive(&mut self) -> Result<Option<Received>, NetError>;
     /// Gives the card a page frame to receive into.
     ///
     /// # Errors
     /// [`NetError::QueueFull`].
-    fn post_receive(&mut self, frame: Self::Frame) -> Result<(), Rejected<Self::Frame>>;
+    fn post_receive(&mut self, frame: u32) -> Result<(), NetError>;
     /// Tells the card of posted page frames.
     fn notify_receive(&mut self);
-    /// Sends a header, and behind it the first bytes of a page frame, so many.
+    /// Sends a header, and behind it a part of a page frame, which the card reads until [`Card::reclaim_sent`] returns
+    /// the same slot. It may read one page frame for several frames at a time.
     ///
     /// # Errors
-    /// [`NetError::QueueFull`], [`NetError::PayloadLength`].
-    fn send(
-        &mut self,
-        header: &[u8; HEADER_BYTES],
-        payload: Option<(Self::Frame, u16)>,
-    ) -> Result<(), Rejected<Self::Frame>>;
-    /// The next frame that was sent: `Some(None)` for one that had no page frame.
+    /// [`NetError::QueueFull`], [`NetError::Payload`].
+    fn send(&mut self, header: &[u8; HEADER_BYTES], part: Option<Part>) -> Result<Slot, NetError>;
+    /// The next frame that was sent.
     ///
     /// # Errors
     /// [`NetError::DeviceMisbehaved`].
-    fn reclaim_sent(&mut self) -> Result<Option<Option<Self::Frame>>, NetError>;
+    fn reclaim_sent(&mut self) -> Result<Option<Slot>, NetError>;
 
     /// Frames that can be sent before one must be reclaimed.
     fn send_room(&self) -> usize;
 
-    /// A page frame's number, which no other one has.
-    fn number(frame: &Self::Frame) -> u32;
     /// Copies a page frame's first bytes, at most a page.
-    fn read(&self, frame: &Self::Frame, bytes: &mut [u8]);
+    fn read(&self, frame: u32, bytes: &mut [u8]);
     /// Writes a page frame's first bytes, at most a page.
-    fn write(&mut self, frame: &mut Self::Frame, bytes: &[u8]);
+    fn write(&mut self, frame: u32, bytes: &[u8]);
     /// Copies the first `bytes` of page frame `from` to `offset` in page frame `to`; both are multiples of 8.
-    fn append(&mut self, from: &Self::Frame, to: &mut Self::Frame, offset: u16, bytes: u16);
-    /// The CRC-32C of a page frame's first bytes, so many and at most a page.
-    fn checksum(&self, frame: &Self::Frame, bytes: u16) -> u32;
+    fn append(&mut self, from: u32, to: u32, offset: u16, bytes: u16);
+    /// The CRC-32C of a part of a page frame whose offset is a multiple of 8.
+    fn checksum(&self, part: Part) -> u32;
     /// Fills a page frame with the [`word`]s of a seed.
-    fn fill(&mut self, frame: &mut Self::Frame, seed: u64);
+    fn fill(&mut self, frame: u32, seed: u64);
     /// Whether a page frame holds just the [`word`]s of a seed.
-    fn holds(&self, frame: &Self::Frame, seed: u64) -> bool;
+    fn holds(&self, frame: u32, seed: u64) -> bool;
 }
 
 /// The 64-bit word at a place of a page of test contents: different at each place and for each seed.

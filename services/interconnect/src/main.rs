@@ -2,6 +2,7 @@
 #![no_std]
 #![no_main]
 
+mod guest;
 mod nic;
 mod program;
 mod settings;

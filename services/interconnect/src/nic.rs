@@ -1,50 +1,51 @@
-//! The node's network card: found among the capabilities, driven by `virtio-net`, with page frames of a shared pool.
+//! The node's network card: found among the capabilities, driven by `virtio-net`, with page frames of the guest's pool or of
+//! its own.
 
 mod hal;
 
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use interconnect::card::{Card, Received, Rejected, word};
-use ipc::abi::PAGE_SIZE;
+use interconnect::card::{Card, Part, Received, word};
+use interconnect::station;
+use ipc::guest::CARRIER_FRAMES;
+use ipc::image::GUEST_FRAMES;
 use ipc::wire::{HEADER_BYTES, MacAddress};
 use pci::{Address, ConfigAccess};
-use rt::capability::{Interrupt, PciFunction};
+use rt::capability::{Guest, Interrupt, PciFunction};
 use rt::start::{Missing, Start};
 use rt::syscall::Width;
 use virtio_net::structures::{PciError, enable, find_structures};
-use virtio_net::{Frame, InterruptEntries, ModernPci, NetError, TransportError, VirtioNet, device};
+use virtio_net::{InterruptEntries, ModernPci, NetError, Slot, TransportError, VirtioNet, device};
 
-use hal::{Bar, Rings};
+use hal::{Bar, Pool, Rings, WORDS};
 
 /// What the manifest calls the card.
 const NAME: &str = "nic";
 /// What the manifest calls the memory of the card's rings, which no other service shares.
 const RINGS: &str = "rings";
-/// What the manifest calls the page frames that services share.
+/// What the manifest calls the page frames of a node whose guest spans no others.
 const POOL: &str = "frames";
 /// The card's MSI-X entry for changes of its configuration.
 const CONFIGURATION_ENTRY: u16 = 0;
 /// The card's MSI-X entry for frames that came.
 const RECEIVE_ENTRY: u16 = 1;
-/// Page frames of the pool, from its start, that are this service's: enough to keep the receive queue full while as
-/// many frames again are on their way out.
+/// Page frames of that pool that this service works with: enough to keep the receive queue full while half as many frames
+/// again are on their way out.
 const FRAMES: u32 = 192;
-/// 64-bit words in a page frame.
-const WORDS: usize = PAGE_SIZE / 8;
 
 /// The card, and the contents of its page frames as shared words.
 pub struct Nic {
     net: VirtioNet<Rings, ModernPci<Bar>>,
-    pool: &'static [AtomicU64],
+    pool: Pool,
 }
 
 /// The card, its page frames, and the notification bits of its interrupts.
 pub struct Opened {
     /// The card.
     pub nic: Nic,
-    /// The page frames, to be taken once.
-    pub frames: hal::Frames,
+    /// Its page frames.
+    pub pool: station::Pool,
     /// The card's configuration changed.
     pub configuration: Interrupt,
     /// Frames came.
@@ -56,7 +57,7 @@ pub enum OpenError {
     /// The manifest gives the card but not what it needs.
     Missing(Missing),
     /// The pool holds fewer page frames than this service works with.
-    SmallPool,
+    SmallPool(&'static str, u32),
     /// It is no card that the driver knows.
     Pci(PciError),
     /// Its registers are not where they must be.
@@ -69,7 +70,7 @@ impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Missing(missing) => missing.fmt(f),
-            Self::SmallPool => write!(f, "the pool '{POOL}' has fewer than {FRAMES} page frames"),
+            Self::SmallPool(name, least) => write!(f, "the pool '{name}' has fewer than {least} page frames"),
             Self::Pci(error) => error.fmt(f),
             Self::Transport(error) => error.fmt(f),
             Self::Net(error) => error.fmt(f),
@@ -109,10 +110,7 @@ pub fn open(start: &Start<'_>) -> Result<Option<Opened>, OpenError> {
     let configuration = start.interrupt(NAME, CONFIGURATION_ENTRY).map_err(OpenError::Missing)?;
     let receive = start.interrupt(NAME, RECEIVE_ENTRY).map_err(OpenError::Missing)?;
     let rings = start.dma_region(RINGS).map_err(OpenError::Missing)?;
-    let pool = start.dma_region(POOL).map_err(OpenError::Missing)?;
-    if pool.region.bytes < u64::from(FRAMES) * PAGE_SIZE as u64 {
-        return Err(OpenError::SmallPool);
-    }
+    let (pool, lot) = pool(start)?;
     let mut config = Config(function);
     let address = Address::from_id(function.address);
     let structures = find_structures(&mut config, address).map_err(OpenError::Pci)?;
@@ -124,8 +122,23 @@ pub fn open(start: &Start<'_>) -> Result<Option<Opened>, OpenError> {
     hal::give_rings(&rings);
     let entries = InterruptEntries { configuration: Some(CONFIGURATION_ENTRY), receive: Some(RECEIVE_ENTRY) };
     let net = VirtioNet::new(transport, entries).map_err(OpenError::Net)?;
-    let nic = Nic { net, pool: pool.region.words() };
-    Ok(Some(Opened { nic, frames: hal::Frames::of(&pool, FRAMES), configuration, receive }))
+    Ok(Some(Opened { nic: Nic { net, pool }, pool: lot, configuration, receive }))
+}
+
+/// The page frames: the last ones of the guest's pool when it spans nodes, or else the first ones of a pool of our own.
+fn pool(start: &Start<'_>) -> Result<(Pool, station::Pool), OpenError> {
+    let is_guests = spans(start).is_some();
+    let (name, count) = if is_guests { (GUEST_FRAMES, CARRIER_FRAMES) } else { (POOL, FRAMES) };
+    let pool = Pool::of(start.dma_pieces(name));
+    let frames = pool.frames();
+    let rest = frames.checked_sub(count).ok_or(OpenError::SmallPool(name, count))?;
+    let first = if is_guests { rest } else { 0 };
+    Ok((pool, station::Pool { frames, first, count, is_guests }))
+}
+
+/// The guest, when it spans several nodes.
+pub fn spans(start: &Start<'_>) -> Option<Guest> {
+    start.guest().ok().filter(|guest| guest.nodes > 1)
 }
 
 impl Nic {
@@ -146,18 +159,9 @@ impl Nic {
     pub fn check_health(&self) -> Result<(), NetError> {
         self.net.check_health()
     }
-
-    /// The words of a page frame.
-    fn words(&self, frame: &Frame) -> &[AtomicU64] {
-        let first = frame.number() as usize * WORDS;
-        // Frames are made for the pool's pages alone.
-        self.pool.get(first..).and_then(|words| words.get(..WORDS)).unwrap_or_default()
-    }
 }
 
 impl Card for Nic {
-    type Frame = Frame;
-
     fn now(&self) -> u64 {
         rt::now()
     }
@@ -174,28 +178,36 @@ impl Card for Nic {
         self.net.link_is_up()
     }
 
-    fn poll_receive(&mut self) -> Result<Option<Received<Frame>>, NetError> {
+    fn poll_receive(&mut self) -> Result<Option<Received>, NetError> {
         let received = self.net.poll_receive()?;
-        Ok(received.map(|virtio_net::Received { header, bytes, frame }| Received { header, bytes, frame }))
+        Ok(received.map(|virtio_net::Received { header, bytes, frame }| {
+            let frame = frame.number();
+            Received { header, bytes, frame }
+        }))
     }
 
-    fn post_receive(&mut self, frame: Frame) -> Result<(), Rejected<Frame>> {
-        self.net.post_receive(frame).map_err(rejected)
+    fn post_receive(&mut self, frame: u32) -> Result<(), NetError> {
+        // The station knows no frames but the pool's.
+        let frame = self.pool.frame(frame).ok_or(NetError::QueueFull)?;
+        self.net.post_receive(frame)
     }
 
     fn notify_receive(&mut self) {
         self.net.notify_receive();
     }
 
-    fn send(
-        &mut self,
-        header: &[u8; HEADER_BYTES],
-        payload: Option<(Frame, u16)>,
-    ) -> Result<(), Rejected<Frame>> {
-        self.net.send(header, payload).map_err(rejected)
+    fn send(&mut self, header: &[u8; HEADER_BYTES], part: Option<Part>) -> Result<Slot, NetError> {
+        let part = match part {
+            None => None,
+            Some(Part { frame, offset, bytes }) => {
+                let frame = self.pool.frame(frame).ok_or(NetError::Payload(offset, bytes))?;
+                Some(virtio_net::Part { frame, offset, bytes })
+            }
+        };
+        self.net.send(header, part)
     }
 
-    fn reclaim_sent(&mut self) -> Result<Option<Option<Frame>>, NetError> {
+    fn reclaim_sent(&mut self) -> Result<Option<Slot>, NetError> {
         self.net.reclaim_sent()
     }
 
@@ -203,19 +215,15 @@ impl Card for Nic {
         self.net.send_room()
     }
 
-    fn number(frame: &Frame) -> u32 {
-        frame.number()
-    }
-
-    fn read(&self, frame: &Frame, bytes: &mut [u8]) {
-        for (bytes, shared) in bytes.chunks_mut(8).zip(self.words(frame)) {
+    fn read(&self, frame: u32, bytes: &mut [u8]) {
+        for (bytes, shared) in bytes.chunks_mut(8).zip(self.pool.words(frame)) {
             let word = shared.load(Ordering::Relaxed).to_le_bytes();
             bytes.copy_from_slice(word.get(..bytes.len()).unwrap_or_default());
         }
     }
 
-    fn write(&mut self, frame: &mut Frame, bytes: &[u8]) {
-        for (bytes, shared) in bytes.chunks(8).zip(self.words(frame)) {
+    fn write(&mut self, frame: u32, bytes: &[u8]) {
+        for (bytes, shared) in bytes.chunks(8).zip(self.pool.words(frame)) {
             let mut word = [0; 8];
             for (to, from) in word.iter_mut().zip(bytes) {
                 *to = *from;
@@ -224,31 +232,28 @@ impl Card for Nic {
         }
     }
 
-    fn append(&mut self, from: &Frame, to: &mut Frame, offset: u16, bytes: u16) {
-        let target = self.words(to).get(usize::from(offset) / 8..).unwrap_or_default();
-        for (from, to) in self.words(from).iter().zip(target).take(usize::from(bytes) / 8) {
+    fn append(&mut self, from: u32, to: u32, offset: u16, bytes: u16) {
+        let target = self.pool.words(to).get(usize::from(offset) / 8..).unwrap_or_default();
+        for (from, to) in self.pool.words(from).iter().zip(target).take(usize::from(bytes) / 8) {
             to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
         }
     }
 
-    fn checksum(&self, frame: &Frame, bytes: u16) -> u32 {
-        hal::crc32c(self.words(frame), usize::from(bytes))
+    fn checksum(&self, part: Part) -> u32 {
+        let words = self.pool.words(part.frame).get(usize::from(part.offset) / 8..).unwrap_or_default();
+        hal::crc32c(words, usize::from(part.bytes))
     }
 
-    fn fill(&mut self, frame: &mut Frame, seed: u64) {
-        for (place, shared) in (0..).zip(self.words(frame)) {
+    fn fill(&mut self, frame: u32, seed: u64) {
+        for (place, shared) in (0..).zip(self.pool.words(frame)) {
             shared.store(word(seed, place), Ordering::Relaxed);
         }
     }
 
-    fn holds(&self, frame: &Frame, seed: u64) -> bool {
-        let words = self.words(frame);
+    fn holds(&self, frame: u32, seed: u64) -> bool {
+        let words = self.pool.words(frame);
         let as_written =
             |(place, shared): (u64, &AtomicU64)| shared.load(Ordering::Relaxed) == word(seed, place);
         words.len() == WORDS && (0..).zip(words).all(as_written)
     }
-}
-
-fn rejected(rejected: virtio_net::Rejected) -> Rejected<Frame> {
-    Rejected { error: rejected.error, frame: rejected.frame }
 }

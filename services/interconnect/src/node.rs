@@ -7,7 +7,7 @@ use heapless::Vec;
 use ipc::interfaces::interconnect::Drops;
 use ipc::wire::{
     ALL_STATIONS, CLASSES, Class, FrameHeader, Identity, Kind, MacAddress, Message as Fields, Parsed,
-    WireError,
+    WireError, tag,
 };
 
 use crate::clock::{ClusterClock, Estimator};
@@ -223,7 +223,7 @@ impl<F: Copy, const PEERS: usize> Node<F, PEERS> {
         match self.asked.take_if(|_| is_answer) {
             Some(asked) => {
                 let held = parsed.header.acknowledgement.get().into();
-                self.estimator.sample(asked, parsed.header.tag.get(), held, now);
+                self.estimator.sample(asked, parsed.header.tag(), held, now);
                 if let Some(estimate) = self.estimator.estimate() {
                     self.clock.steer(now, &estimate, self.clock_interval.saturating_mul(2));
                 }
@@ -267,9 +267,9 @@ impl<F: Copy, const PEERS: usize> Node<F, PEERS> {
             && let Some(Question { from, sequence, came }) = self.questions.pop()
         {
             let acknowledgement = u32::try_from(now.saturating_sub(came)).unwrap_or(u32::MAX);
-            let tag = self.clock.read(came);
+            let message = tag(self.clock.read(came));
             let reply = Fields::new(Kind::ClockReply, Class::Control);
-            self.transmit(from, Fields { sequence, acknowledgement, tag, ..reply }, sink);
+            self.transmit(from, Fields { sequence, acknowledgement, message, ..reply }, sink);
             room -= 1;
         }
         if room != 0
@@ -308,6 +308,11 @@ impl<F: Copy, const PEERS: usize> Node<F, PEERS> {
     /// [`SendError`]; a page frame is the caller's again.
     pub fn send(&mut self, node: u16, message: Message<F>) -> Result<(), SendError> {
         self.transport.send(node, message)
+    }
+
+    /// Gives up the messages of a class of which nothing was transmitted yet, to all members.
+    pub fn withdraw(&mut self, class: Class, sink: &mut impl Sink<F>) {
+        self.transport.withdraw(class, sink);
     }
 
     /// Notes that a message that was delivered is dealt with.

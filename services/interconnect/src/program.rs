@@ -3,12 +3,13 @@
 use core::time::Duration;
 
 use interconnect::pace::{Limits, Pace, Pacer};
-use interconnect::station::Station;
+use interconnect::station::{Client, Station};
 use ipc::interfaces::interconnect::{
-    Counters, Exchange, ExchangeAnswer, ExchangeRequest, Handle, INTERFACE, Incoming, Outgoing, Peers,
-    SendAnswer, Server, View, dispatch,
+    Counters, Exchange, ExchangeAnswer, ExchangeRequest, Frames, INTERFACE, Incoming, IncomingKind, NO_FRAME,
+    Next as NextFrame, Outgoing, Peers, SendAnswer, Sent, Server, Time, View, dispatch,
 };
 use ipc::message::{Caller, Message, MessagePage, Refused};
+use ipc::wire::{Class, MESSAGE_BYTES};
 use rt::capability::Endpoint;
 use rt::membership::{Membership, description, keep};
 use rt::serve::Service;
@@ -16,6 +17,7 @@ use rt::start::Start;
 use rt::text::Text;
 use rt::time::Clock;
 
+use crate::guest::Clients;
 use crate::nic::{self, Nic, Opened};
 use crate::settings::{SUMMARY, config};
 use crate::tell::{report, tell_summary, tell_view, text, up_or_down};
@@ -32,6 +34,9 @@ const AWAKE: Duration = Duration::from_millis(10);
 const NAP: Duration = Duration::from_micros(50);
 /// A receive that took this long did wait.
 const WAITED: Duration = Duration::from_micros(20);
+/// How long others may run before an answer to a client is polled for: the client above all, which on a node with one core
+/// cannot go on while this service polls.
+const BREATH: Duration = Duration::from_micros(20);
 /// Polling before messages are looked at.
 const TURN: Duration = Duration::from_micros(300);
 
@@ -40,6 +45,7 @@ pub struct Program {
     clock: Clock,
     membership: Membership<Endpoint>,
     network: Option<Network>,
+    clients: Option<Clients>,
 }
 
 struct Network {
@@ -51,6 +57,9 @@ struct Network {
     waited: u64,
     turn: u64,
     next: Next,
+    /// When it looks at the card although no interrupt came, because a client waits for an answer.
+    look: u64,
+    breath: u64,
     /// When the loop last went to wait.
     left: u64,
     clock: Clock,
@@ -91,7 +100,8 @@ impl Program {
             }
         };
         let description = description(start.name(), env!("CARGO_PKG_VERSION"), Some(INTERFACE));
-        Self { clock, membership: Membership::new(supervisor, description, clock), network }
+        let membership = Membership::new(supervisor, description, clock);
+        Self { clock, membership, network, clients: Clients::of(start) }
     }
 }
 
@@ -102,7 +112,7 @@ impl Service for Program {
         }
         let reply = dispatch(self, caller, message, page);
         if let Some(network) = &mut self.network {
-            network.left = rt::now();
+            network.answered(self.clients.as_ref());
         }
         reply
     }
@@ -113,7 +123,7 @@ impl Service for Program {
 
     fn notified(&mut self, bits: u64) {
         if let Some(network) = &mut self.network {
-            network.notified(bits);
+            network.notified(bits, self.clients.as_ref());
         }
     }
 
@@ -128,7 +138,7 @@ impl Service for Program {
         if let Some(network) = &mut self.network
             && now >= network.deadline()
         {
-            network.work();
+            network.work(self.clients.as_ref());
         }
     }
 }
@@ -147,23 +157,34 @@ impl Server for Program {
         Ok(self.network.as_ref().map(Network::view))
     }
 
-    fn lend(&mut self, _: Caller) -> Result<Option<Handle>, Refused> {
-        Ok(self.network.as_mut().and_then(|network| network.station.lend()))
+    fn time(&mut self, _: Caller) -> Result<Option<Time>, Refused> {
+        Ok(self.network.as_ref().and_then(|network| network.station.time()))
     }
 
-    fn give_back(&mut self, _: Caller, handle: Handle) -> Result<bool, Refused> {
-        Ok(self.network.as_mut().is_some_and(|network| network.station.give_back(handle)))
+    fn frames(&mut self, caller: Caller) -> Result<Frames, Refused> {
+        let Some(clients) = &self.clients else { return Ok(Frames::new()) };
+        match (clients.find(caller), &mut self.network) {
+            (Some(Client::Memory), Some(network)) => Ok(network.station.frames()),
+            (Some(Client::Memory), None) => Ok(Frames::new()),
+            _ => Err(Refused),
+        }
     }
 
-    fn send(&mut self, _: Caller, outgoing: Outgoing) -> Result<SendAnswer, Refused> {
-        Ok(match &mut self.network {
-            Some(network) => network.station.send(outgoing),
-            None => SendAnswer::NoCard,
-        })
+    fn send(&mut self, caller: Caller, outgoing: Outgoing) -> Result<Sent, Refused> {
+        let client = self.client(caller)?;
+        let Some(network) = &mut self.network else {
+            return Ok(Sent { answer: SendAnswer::NoCard, frame: NO_FRAME });
+        };
+        network.station.send(client, outgoing).ok_or(Refused)
     }
 
-    fn receive(&mut self, _: Caller) -> Result<Option<Incoming>, Refused> {
-        Ok(self.network.as_mut().and_then(|network| network.station.receive()))
+    fn receive(&mut self, caller: Caller, next: NextFrame) -> Result<Incoming, Refused> {
+        let client = self.client(caller)?;
+        let Some(network) = &mut self.network else {
+            let (class, kind) = (Class::Control, IncomingKind::Nothing);
+            return Ok(Incoming { message: [0; MESSAGE_BYTES], frame: NO_FRAME, node: 0, class, kind });
+        };
+        network.station.receive(client, next).ok_or(Refused)
     }
 
     fn begin_exchange(&mut self, _: Caller, request: ExchangeRequest) -> Result<ExchangeAnswer, Refused> {
@@ -178,11 +199,18 @@ impl Server for Program {
     }
 }
 
+impl Program {
+    /// Which of the guest's services calls.
+    fn client(&self, caller: Caller) -> Result<Client, Refused> {
+        self.clients.as_ref().and_then(|clients| clients.find(caller)).ok_or(Refused)
+    }
+}
+
 impl Network {
     fn new(opened: Opened, start: &Start<'static>) -> Self {
         use interconnect::card::Card;
 
-        let Opened { nic, frames, configuration, receive } = opened;
+        let Opened { nic, pool, configuration, receive } = opened;
         let clock = start.clock();
         let ticks = |duration| clock.ticks(duration);
         let now = rt::now();
@@ -198,7 +226,7 @@ impl Network {
         let limits =
             Limits { poll: ticks(POLL), linger: ticks(LINGER), awake: ticks(AWAKE), nap: ticks(NAP) };
         Self {
-            station: Station::new(nic, config, ticks(PATIENCE), frames),
+            station: Station::new(nic, config, ticks(PATIENCE), pool),
             pacer: Pacer::new(limits, now),
             configuration_bits: configuration.bits,
             receive_bits: receive.bits,
@@ -206,6 +234,8 @@ impl Network {
             waited: ticks(WAITED),
             turn: ticks(TURN),
             next: Next::Again,
+            look: u64::MAX,
+            breath: ticks(BREATH),
             left: now,
             clock,
             told: (0, 0),
@@ -243,11 +273,11 @@ impl Network {
             Next::Nap(until) => until,
             Next::Again => 0,
             Next::Interrupt if self.station.can_advance() => 0,
-            Next::Interrupt => self.station.deadline().min(self.next_summary),
+            Next::Interrupt => self.station.deadline().min(self.next_summary).min(self.look),
         }
     }
 
-    fn notified(&mut self, bits: u64) {
+    fn notified(&mut self, bits: u64, clients: Option<&Clients>) {
         use interconnect::card::Card;
 
         if bits & self.configuration_bits != 0 {
@@ -263,7 +293,7 @@ impl Network {
         if bits & self.receive_bits != 0 {
             self.station.interrupted();
         }
-        self.work();
+        self.work(clients);
     }
 
     /// Notes that the loop comes back from its wait; the time.
@@ -276,10 +306,34 @@ impl Network {
         now
     }
 
-    /// Takes what came and does what is due, until there is nothing to wait for actively or a turn is over.
-    fn work(&mut self) {
+    /// After a call: sends what it made ready. The caller goes on before an answer is polled for.
+    fn answered(&mut self, clients: Option<&Clients>) {
+        let now = rt::now();
+        if now >= self.station.deadline() {
+            self.station.tick(&mut report);
+        }
+        self.tell_clients(clients);
+        if self.station.has_asked() {
+            self.pacer.progress(now);
+            self.look = now.saturating_add(self.breath);
+        }
+        self.left = rt::now();
+    }
+
+    /// Tells the guest's services of what came; whether there was something.
+    fn tell_clients(&mut self, clients: Option<&Clients>) -> bool {
+        let Some(clients) = clients.filter(|_| self.station.has_alerts()) else { return false };
+        clients.tell(self.station.alerts());
+        true
+    }
+
+    /// Takes what came and does what is due, until there is nothing to wait for actively, somebody was told of something and
+    /// must come to run, or a turn is over.
+    fn work(&mut self, clients: Option<&Clients>) {
         let begun = self.arrived();
+        self.look = u64::MAX;
         self.station.card().disable_interrupts();
+        let mut told = false;
         self.next = loop {
             // A card that misbehaves is reset by the next life of this service, if the supervisor grants one.
             let came = match self.station.poll(&mut report) {
@@ -293,20 +347,30 @@ impl Network {
             if self.station.advance() || came {
                 self.pacer.progress(now);
             }
-            let over = now.saturating_sub(begun) >= self.turn;
-            match self.pacer.decide(now, self.station.is_expecting()) {
-                Pace::Nap(until) => break Next::Nap(until),
-                Pace::Poll | Pace::Sleep if over => break Next::Again,
-                Pace::Poll => core::hint::spin_loop(),
-                Pace::Sleep if came => {}
-                Pace::Sleep => {
-                    if self.station.card().enable_interrupts() {
-                        break Next::Interrupt;
-                    }
-                    self.station.card().disable_interrupts();
-                }
+            told |= self.tell_clients(clients);
+            let pace = self.pacer.decide(now, self.station.is_expecting());
+            if let Pace::Nap(until) = pace {
+                break Next::Nap(until);
             }
+            if told || (pace == Pace::Sleep && !came) {
+                if self.station.card().enable_interrupts() {
+                    break Next::Interrupt;
+                }
+                self.station.card().disable_interrupts();
+            }
+            if now.saturating_sub(begun) >= self.turn {
+                break Next::Again;
+            }
+            core::hint::spin_loop();
         };
+        if self.next == Next::Interrupt && self.station.is_asking() {
+            if told {
+                self.look = rt::now().saturating_add(self.breath);
+            } else {
+                // The answer takes longer than anybody should poll for it.
+                self.station.ask_no_more();
+            }
+        }
         self.tell(rt::now());
         self.left = rt::now();
     }

@@ -11,6 +11,8 @@ use ipc::wire::{CLASSES, MacAddress, NO_NODE};
 use rt::processor::cpuid;
 use rt::start::Start;
 
+use crate::nic::spans;
+
 /// The cluster's number. One wire has one cluster until images name theirs.
 const CLUSTER: u16 = 1;
 /// The times of membership. Nodes under an emulator stand still for hundreds of milliseconds.
@@ -41,10 +43,12 @@ pub fn config(start: &Start<'_>, mac: MacAddress, mtu: Option<u16>, now: u64) ->
     let clock = start.clock();
     let ticks = |duration| clock.ticks(duration);
     let [initial, min, max] = RTO.map(ticks);
+    // A guest that spans nodes has need of all of them; other nodes do not know how many there are.
+    let expected = spans(start).map(|guest| guest.nodes.into());
     Config {
         cluster: CLUSTER,
         life: life(start, mac, now),
-        profile: Profile { image: start.image(), features: features(), expected: None },
+        profile: Profile { image: start.image(), features: features(), expected },
         timing: Timing {
             hello: ticks(HELLO),
             hello_gap: ticks(HELLO_GAP),

@@ -1,72 +1,73 @@
 //! A simulated card and wire, for tests.
 
 use core::cell::Cell;
-use std::boxed::Box;
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::vec;
 use std::vec::Vec;
 
 use ipc::wire::{HEADER_BYTES, MacAddress, crc32c};
-use virtio_net::NetError;
+use virtio_net::{MAX_CHAINS, NetError, Slot};
 
-use crate::card::{Card, Received, Rejected, word};
+use crate::card::{Card, Part, Received, word};
 
 /// Chains in each of the card's queues.
-pub const QUEUE: usize = 128;
-
-/// A page frame.
-#[derive(Debug)]
-pub struct Page {
-    pub number: usize,
-    pub bytes: Box<[u8; 4096]>,
-}
-
-pub fn pages(count: usize) -> Vec<Page> {
-    (0..count).map(|number| Page { number, bytes: Box::new([0; 4096]) }).collect()
-}
+pub const QUEUE: usize = MAX_CHAINS;
 
 /// A frame that the card sent: its bytes, and the page frame they came from.
 pub struct Sent {
     pub bytes: Vec<u8>,
-    pub page: Option<usize>,
+    pub page: Option<u32>,
 }
 
 pub struct FakeCard {
     pub clock: Rc<Cell<u64>>,
     pub mac: MacAddress,
     pub mtu: Option<u16>,
+    pub memory: Vec<[u8; 4096]>,
     pub inbox: VecDeque<Vec<u8>>,
     pub outbox: Vec<Sent>,
-    pub posted: VecDeque<Page>,
-    pub leaving: VecDeque<Option<Page>>,
+    pub posted: VecDeque<u32>,
+    /// The slots of what is on its way out.
+    pub leaving: VecDeque<Slot>,
+    free: Vec<Slot>,
     /// Whether what was sent has left.
     pub stuck: bool,
     /// Page frames posted since the card was last told.
     pub untold: usize,
     /// Pages whose contents the processor wrote.
     pub filled: usize,
+    /// Bytes that the processor copied from page to page.
+    pub copied: usize,
 }
 
 impl FakeCard {
-    pub fn new(number: u8, clock: &Rc<Cell<u64>>) -> Self {
+    /// A card that reaches so many page frames.
+    pub fn new(number: u8, clock: &Rc<Cell<u64>>, frames: u32) -> Self {
         Self {
             clock: Rc::clone(clock),
             mac: MacAddress([2, 0, 0, 0, 0, number]),
             mtu: Some(9000),
+            memory: vec![[0; 4096]; frames as usize],
             inbox: VecDeque::new(),
             outbox: Vec::new(),
             posted: VecDeque::new(),
             leaving: VecDeque::new(),
+            free: (0..Slot::try_from(QUEUE).unwrap()).collect(),
             stuck: false,
             untold: 0,
             filled: 0,
+            copied: 0,
         }
+    }
+
+    /// What a part of a page frame holds.
+    pub fn bytes(&self, Part { frame, offset, bytes }: Part) -> &[u8] {
+        &self.memory[frame as usize][usize::from(offset)..][..usize::from(bytes)]
     }
 }
 
 impl Card for FakeCard {
-    type Frame = Page;
-
     fn now(&self) -> u64 {
         self.clock.get()
     }
@@ -83,23 +84,24 @@ impl Card for FakeCard {
         true
     }
 
-    fn poll_receive(&mut self) -> Result<Option<Received<Page>>, NetError> {
+    fn poll_receive(&mut self) -> Result<Option<Received>, NetError> {
         if self.inbox.is_empty() {
             return Ok(None);
         }
-        let Some(mut frame) = self.posted.pop_front() else { return Ok(None) };
+        let Some(frame) = self.posted.pop_front() else { return Ok(None) };
         let bytes = self.inbox.pop_front().unwrap();
         let mut header = [0; HEADER_BYTES];
         let split = bytes.len().min(HEADER_BYTES);
         header[..split].copy_from_slice(&bytes[..split]);
-        frame.bytes[..bytes.len() - split].copy_from_slice(&bytes[split..]);
+        self.memory[frame as usize][..bytes.len() - split].copy_from_slice(&bytes[split..]);
         Ok(Some(Received { header, bytes: bytes.len(), frame }))
     }
 
-    fn post_receive(&mut self, frame: Page) -> Result<(), Rejected<Page>> {
+    fn post_receive(&mut self, frame: u32) -> Result<(), NetError> {
         if self.posted.len() == QUEUE {
-            return Err(Rejected { error: NetError::QueueFull, frame: Some(frame) });
+            return Err(NetError::QueueFull);
         }
+        assert!(!self.posted.contains(&frame), "frame {frame} is posted twice");
         self.posted.push_back(frame);
         self.untold += 1;
         Ok(())
@@ -109,62 +111,55 @@ impl Card for FakeCard {
         self.untold = 0;
     }
 
-    fn send(
-        &mut self,
-        header: &[u8; HEADER_BYTES],
-        payload: Option<(Page, u16)>,
-    ) -> Result<(), Rejected<Page>> {
-        if self.leaving.len() == QUEUE {
-            return Err(Rejected { error: NetError::QueueFull, frame: payload.map(|(page, _)| page) });
-        }
+    fn send(&mut self, header: &[u8; HEADER_BYTES], part: Option<Part>) -> Result<Slot, NetError> {
+        let slot = self.free.pop().ok_or(NetError::QueueFull)?;
         let mut bytes = header.to_vec();
-        let mut number = None;
-        if let Some((page, length)) = &payload {
-            bytes.extend(&page.bytes[..usize::from(*length)]);
-            number = Some(page.number);
+        if let Some(part) = part {
+            bytes.extend(self.bytes(part));
         }
-        self.outbox.push(Sent { bytes, page: number });
-        self.leaving.push_back(payload.map(|(page, _)| page));
-        Ok(())
+        self.outbox.push(Sent { bytes, page: part.map(|part| part.frame) });
+        self.leaving.push_back(slot);
+        Ok(slot)
     }
 
-    fn reclaim_sent(&mut self) -> Result<Option<Option<Page>>, NetError> {
-        Ok(if self.stuck { None } else { self.leaving.pop_front() })
+    fn reclaim_sent(&mut self) -> Result<Option<Slot>, NetError> {
+        let slot = if self.stuck { None } else { self.leaving.pop_front() };
+        self.free.extend(slot);
+        Ok(slot)
     }
 
     fn send_room(&self) -> usize {
-        QUEUE - self.leaving.len()
+        self.free.len()
     }
 
-    fn number(frame: &Page) -> u32 {
-        u32::try_from(frame.number).unwrap()
+    fn read(&self, frame: u32, bytes: &mut [u8]) {
+        bytes.copy_from_slice(&self.memory[frame as usize][..bytes.len()]);
     }
 
-    fn read(&self, frame: &Page, bytes: &mut [u8]) {
-        bytes.copy_from_slice(&frame.bytes[..bytes.len()]);
+    fn write(&mut self, frame: u32, bytes: &[u8]) {
+        self.memory[frame as usize][..bytes.len()].copy_from_slice(bytes);
     }
 
-    fn write(&mut self, frame: &mut Page, bytes: &[u8]) {
-        frame.bytes[..bytes.len()].copy_from_slice(bytes);
+    fn append(&mut self, from: u32, to: u32, offset: u16, bytes: u16) {
+        let source = self.memory[from as usize];
+        let bytes = usize::from(bytes);
+        self.memory[to as usize][usize::from(offset)..][..bytes].copy_from_slice(&source[..bytes]);
+        self.copied += bytes;
     }
 
-    fn append(&mut self, from: &Page, to: &mut Page, offset: u16, bytes: u16) {
-        let at = usize::from(offset)..usize::from(offset + bytes);
-        to.bytes[at].copy_from_slice(&from.bytes[..usize::from(bytes)]);
+    fn checksum(&self, part: Part) -> u32 {
+        crc32c(0, self.bytes(part))
     }
 
-    fn checksum(&self, frame: &Page, bytes: u16) -> u32 {
-        crc32c(0, &frame.bytes[..usize::from(bytes)])
-    }
-
-    fn fill(&mut self, frame: &mut Page, seed: u64) {
+    fn fill(&mut self, frame: u32, seed: u64) {
         self.filled += 1;
-        for (place, bytes) in (0..).zip(frame.bytes.chunks_exact_mut(8)) {
+        for (place, bytes) in (0..).zip(self.memory[frame as usize].chunks_exact_mut(8)) {
             bytes.copy_from_slice(&word(seed, place).to_le_bytes());
         }
     }
 
-    fn holds(&self, frame: &Page, seed: u64) -> bool {
-        (0..).zip(frame.bytes.chunks_exact(8)).all(|(place, bytes)| bytes == word(seed, place).to_le_bytes())
+    fn holds(&self, frame: u32, seed: u64) -> bool {
+        let words = self.memory[frame as usize].chunks_exact(8);
+        (0..).zip(words).all(|(place, bytes)| bytes == word(seed, place).to_le_bytes())
     }
 }

@@ -4,7 +4,7 @@
 //! from the card is either delivered or recycled, once; one that was given to be sent is done, once. Until then its
 //! contents must not change.
 
-use ipc::wire::{Class, FrameHeader, Parsed};
+use ipc::wire::{Class, FrameHeader, MESSAGE_BYTES, Parsed};
 
 use crate::membership::Event;
 
@@ -53,8 +53,8 @@ pub struct Delivery<F> {
     pub node: u16,
     /// In which class.
     pub class: Class,
-    /// Its tag.
-    pub tag: u64,
+    /// What it says.
+    pub message: [u8; MESSAGE_BYTES],
     /// Its contents: the page frame with them at its start, and how many bytes. The frame is the receiver's now.
     pub contents: Option<(F, u16)>,
     /// To be given to `Node::consumed`, once, when the message is dealt with: its sender's credit.

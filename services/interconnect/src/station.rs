@@ -1,9 +1,11 @@
 //! This node at its card: it drives the state machine, and has part in bare exchanges.
 //!
-//! Every page frame is in one place at any time: posted for reception, on its way out, kept under its number for the
-//! state machine or a client, or spare. What is asked for in a bare exchange goes back from the very frame that the
-//! question landed in; no contents are copied.
+//! Every page frame of the service is in one place at any time: posted for reception, on its way out, the state machine's,
+//! in a message that came, or spare. A client's is only sent from. What is asked for in a bare exchange goes back from
+//! the very frame that the question landed in; no contents are copied.
 
+mod clients;
+mod frames;
 mod measuring;
 mod messages;
 mod port;
@@ -16,21 +18,37 @@ use crate::card::{Card, Received};
 use crate::exchange::Measurement;
 use crate::membership::Event;
 use crate::node::{Config, Node};
-use messages::Lent;
-use port::{Outlet, Port};
+use clients::Queues;
+use frames::Frames;
+use port::{Outlet, PageName, Port};
 
-pub use port::MAX_FRAMES;
+pub use clients::{Alerts, Client};
+pub use frames::MAX_FRAMES;
 
 /// Frames that one [`Station::poll`] takes at most, so that a flood does not keep the service from its other duties.
 const BATCH: usize = 32;
 /// The MTU of a link whose card does not know it: Ethernet's.
 pub const DEFAULT_MTU: u16 = 1500;
 
+/// The page frames that a station works with.
+#[derive(Clone, Copy, Debug)]
+pub struct Pool {
+    /// Page frames of the pool: their numbers are below this.
+    pub frames: u32,
+    /// The first one that is the service's at the start.
+    pub first: u32,
+    /// How many are, at most [`MAX_FRAMES`].
+    pub count: u32,
+    /// Whether the others are the guest's, whose services send and receive messages.
+    pub is_guests: bool,
+}
+
 /// This node at its card.
 pub struct Station<C: Card> {
-    node: Node<u32, MAX_PEERS>,
+    node: Node<PageName, MAX_PEERS>,
     port: Port<C>,
-    lent: Lent,
+    /// Whether a client was told that there is no page frame in exchange.
+    lacks_frames: bool,
     measurement: Measurement,
     /// The wait for the answer of a bare exchange, in TSC ticks.
     patience: u64,
@@ -42,13 +60,15 @@ pub struct Station<C: Card> {
 }
 
 impl<C: Card> Station<C> {
-    /// The station of a node at its `card`, with page frames whose numbers are below [`MAX_FRAMES`]. An answer of a
-    /// bare exchange is waited for `patience` ticks.
-    pub fn new(card: C, config: Config, patience: u64, frames: impl IntoIterator<Item = C::Frame>) -> Self {
+    /// The station of a node at its `card`, with page frames of a pool. An answer of a bare exchange is waited for
+    /// `patience` ticks.
+    pub fn new(card: C, config: Config, patience: u64, pool: Pool) -> Self {
+        let Pool { frames, first, count, is_guests } = pool;
+        let frames = Frames::new(frames, first..first.saturating_add(count));
         Self {
             node: Node::new(config, card.now()),
-            port: Port::new(card, frames),
-            lent: Lent::new(),
+            port: Port::new(card, frames, Queues::new(is_guests)),
+            lacks_frames: false,
             measurement: Measurement::new(),
             patience,
             next_sequences: [0; CLASSES],
@@ -68,8 +88,8 @@ impl<C: Card> Station<C> {
     /// # Errors
     /// [`NetError::DeviceMisbehaved`]: the card must not be used any more.
     pub fn poll(&mut self, events: &mut impl FnMut(Event)) -> Result<usize, NetError> {
-        while let Some(frame) = self.port.card.reclaim_sent()? {
-            if let Some(token) = frame.and_then(|frame| self.port.was_sent(frame)) {
+        while let Some(slot) = self.port.card.reclaim_sent()? {
+            if let Some(token) = self.port.has_left(slot) {
                 self.node.transmitted(token, &mut Outlet { port: &mut self.port, events });
                 self.due = 0;
             }
@@ -81,15 +101,20 @@ impl<C: Card> Station<C> {
             self.take(received, events);
         }
         self.port.refill();
+        if self.lacks_frames && self.may_exchange() {
+            self.lacks_frames = false;
+            self.port.queues.alert(Client::Memory);
+        }
         Ok(count)
     }
 
-    fn take(&mut self, received: Received<C::Frame>, events: &mut impl FnMut(Event)) {
+    fn take(&mut self, received: Received, events: &mut impl FnMut(Event)) {
         let Received { header, bytes, frame } = received;
         let now = self.port.card.now();
         let dropped = self.node.drops().total();
-        let number = self.port.keep(frame);
-        self.node.receive(now, &header, bytes, number, &mut Outlet { port: &mut self.port, events });
+        let name = PageName::own(frame);
+        self.node.receive(now, &header, bytes, name, &mut Outlet { port: &mut self.port, events });
+        self.drop_unfit();
         if self.node.drops().total() == dropped {
             self.port.received.frames += 1;
             self.port.received.bytes += bytes as u64;
@@ -124,7 +149,7 @@ impl<C: Card> Station<C> {
 
     /// The state machine.
     #[must_use]
-    pub const fn node(&self) -> &Node<u32, MAX_PEERS> {
+    pub const fn node(&self) -> &Node<PageName, MAX_PEERS> {
         &self.node
     }
 
@@ -147,6 +172,17 @@ impl<C: Card> Station<C> {
             messages: self.port.messages,
             interrupts: self.interrupts,
         }
+    }
+
+    /// Whom to tell that there is something to ask for; told once.
+    pub fn alerts(&mut self) -> Alerts {
+        self.port.queues.alerts()
+    }
+
+    /// Whether somebody is to be told.
+    #[must_use]
+    pub const fn has_alerts(&self) -> bool {
+        self.port.queues.has_alerts()
     }
 
     /// Counts an interrupt that told of a frame.

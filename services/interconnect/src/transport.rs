@@ -1,6 +1,6 @@
 //! Reliable, ordered channels to the members: for each member and class one in each direction.
 //!
-//! Messages have a tag of eight bytes and up to a page of contents in a page frame. They are delivered once and in
+//! Messages have 24 bytes and up to a page of contents in a page frame. They are delivered once and in
 //! order within their class, as long as their peer is a member; then they are given up. Time is an argument, and
 //! frames go to a [`Sink`]. An urgent class goes before all others whenever the card has room; and the pages that the
 //! card holds are few, so that what is urgent does not wait in the card's own queue.
@@ -14,8 +14,8 @@ use alloc::boxed::Box;
 
 use heapless::Vec;
 use ipc::wire::{
-    CLASSES, Class, Fragment, FrameHeader, Identity, Kind, MAX_FRAGMENTS, MAX_PAYLOAD, MIN_PAYLOAD,
-    MacAddress, Message as Fields, Parsed, UnumHeader,
+    CLASSES, Class, Fragment, FrameHeader, Identity, Kind, MAX_FRAGMENTS, MAX_PAYLOAD, MESSAGE_BYTES,
+    MIN_PAYLOAD, MacAddress, Message as Fields, Parsed, UnumHeader, tag,
 };
 
 use crate::membership::Member;
@@ -37,7 +37,7 @@ pub struct Limits {
     pub windows: [u32; CLASSES],
     /// Page frames that may wait for others before them, all peers together.
     pub waiting_frames: usize,
-    /// Frames with contents of the classes `Page` and `Bulk` that the card may hold at a time.
+    /// Frames with contents of the class `Page` that the card may hold at a time.
     pub pages_in_card: usize,
     /// The longest Ethernet payload of the link in bytes; pages that do not fit go as fragments.
     pub mtu: u16,
@@ -49,7 +49,7 @@ pub struct Message<F> {
     /// How urgent.
     pub class: Class,
     /// What is delivered with the contents, or alone.
-    pub tag: u64,
+    pub message: [u8; MESSAGE_BYTES],
     /// A page frame and how many of its first bytes: 8 to 4096, a multiple of 8. It must not change until it is done.
     pub contents: Option<(F, u16)>,
 }
@@ -127,7 +127,7 @@ impl<F: Copy, const PEERS: usize> Transport<F, PEERS> {
     /// # Errors
     /// [`SendError`].
     pub fn send(&mut self, node: u16, message: Message<F>) -> Result<(), SendError> {
-        let Message { class, tag, contents } = message;
+        let Message { class, message, contents } = message;
         let capacity = self.capacity();
         let link = self.links.iter_mut().find(|link| link.is_member() && link.life.node == node);
         let lane = link.ok_or(SendError::NoSuchMember)?.lane(class);
@@ -146,7 +146,7 @@ impl<F: Copy, const PEERS: usize> Transport<F, PEERS> {
             let bytes = (bytes - offset).min(capacity);
             let part = contents.map(|(frame, _)| Part { frame, offset, bytes });
             let last = usize::from(index) + 1 == pieces;
-            lane.sender.queue(Piece { tag, part, fragment: Fragment { index, last } });
+            lane.sender.queue(Piece { message, part, fragment: Fragment { index, last } });
             if last {
                 break;
             }
@@ -160,6 +160,11 @@ impl<F: Copy, const PEERS: usize> Transport<F, PEERS> {
         let room = usize::from(self.limits.mtu).saturating_sub(size_of::<UnumHeader>());
         let bytes = room.clamp(MIN_PAYLOAD, MAX_PAYLOAD) & !7;
         u16::try_from(bytes).unwrap_or(u16::MAX)
+    }
+
+    /// Gives up the messages of a class of which nothing was transmitted yet, to all peers.
+    pub fn withdraw(&mut self, class: Class, sink: &mut impl Sink<F>) {
+        self.links.iter_mut().filter(|link| link.is_member()).for_each(|link| link.withdraw(class, sink));
     }
 
     /// Notes that a message was dealt with: its sender gets credit for another.
@@ -208,7 +213,7 @@ impl<F: Copy, const PEERS: usize> Transport<F, PEERS> {
             }
             Kind::Acknowledge | Kind::Probe => {
                 let limit = Some(parsed.header.sequence.get());
-                let ack = Acknowledgement { selective: parsed.header.tag.get(), limit, ..plain };
+                let ack = Acknowledgement { selective: parsed.header.tag(), limit, ..plain };
                 link.acknowledge(parsed.class, ack, now, sink)?;
                 if parsed.kind == Kind::Probe {
                     link.lane(parsed.class).receiver.probed(now);
@@ -268,7 +273,7 @@ impl<F: Copy, const PEERS: usize> Transport<F, PEERS> {
             return false;
         }
         let Some(transmission) = lane.sender.transmit(number, now) else { return false };
-        let Piece { tag, part, fragment } = transmission.piece;
+        let Piece { message, part, fragment } = transmission.piece;
         lane.counters.sent_frames += 1;
         lane.counters.sent_bytes += u64::from(part.map_or(0, |part| part.bytes));
         // The acknowledgement that is due soonest goes with it.
@@ -284,7 +289,7 @@ impl<F: Copy, const PEERS: usize> Transport<F, PEERS> {
             payload_bytes: part.map_or(0, |part| part.bytes),
             sequence: number,
             acknowledgement,
-            tag,
+            message,
             ..Fields::new(Kind::Data, class)
         };
         let payload = match part {
@@ -324,7 +329,7 @@ impl<F: Copy, const PEERS: usize> Transport<F, PEERS> {
                 let fields = Fields {
                     sequence: ack.limit.unwrap_or(0),
                     acknowledgement: ack.next,
-                    tag: ack.selective,
+                    message: tag(ack.selective),
                     ..Fields::new(kind, class)
                 };
                 *if probe { &mut lane.counters.probes } else { &mut lane.counters.acknowledgements } += 1;
@@ -378,5 +383,5 @@ impl<F: Copy, const PEERS: usize> Transport<F, PEERS> {
 
 /// Whether frames of a class count for [`Limits::pages_in_card`].
 const fn is_capped(class: Class) -> bool {
-    matches!(class, Class::Page | Class::Bulk)
+    matches!(class, Class::Page)
 }

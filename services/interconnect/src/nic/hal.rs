@@ -9,10 +9,15 @@ use core::arch::x86_64::{_mm_crc32_u8, _mm_crc32_u64};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use ipc::abi::PAGE_SIZE;
+use heapless::Vec;
+use ipc::abi::{MAX_CAPABILITIES, PAGE_SIZE};
+use ipc::interfaces::interconnect::NO_FRAME;
 use rt::capability::{DeviceMemory, DmaRegion};
 use virtio_net::transport::Registers;
 use virtio_net::{DmaMemory, Frame};
+
+/// 64-bit words in a page frame.
+pub const WORDS: usize = PAGE_SIZE / 8;
 
 /// The card's registers in one BAR.
 pub struct Bar {
@@ -109,33 +114,65 @@ unsafe impl DmaMemory for Rings {
     }
 }
 
-/// The page frames of this service, made one by one.
-pub struct Frames {
-    physical: u64,
-    next: u32,
-    count: u32,
+/// A contiguous piece of a pool: its first frame's number, and where it is.
+struct Piece {
+    first: u32,
+    region: DmaRegion,
 }
 
-impl Frames {
-    /// The first `count` page frames of a pool that has as many. Once in a service's life.
-    pub fn of(pool: &DmaRegion, count: u32) -> Self {
-        Self { physical: pool.physical, next: 0, count }
+/// Page frames that the card can reach, numbered through all pieces of their pool, in order.
+pub struct Pool {
+    pieces: Vec<Piece, MAX_CAPABILITIES>,
+    frames: u32,
+}
+
+impl Pool {
+    /// The frames of these pieces.
+    pub fn of(regions: impl Iterator<Item = DmaRegion>) -> Self {
+        let mut pool = Self { pieces: Vec::new(), frames: 0 };
+        for region in regions {
+            // No pool reaches the number that stands for none: that would be 16 TiB.
+            let pages = u32::try_from(region.region.bytes / PAGE_SIZE as u64).unwrap_or(0);
+            let Some(frames) = pool.frames.checked_add(pages).filter(|&frames| frames != NO_FRAME) else {
+                break;
+            };
+            if pool.pieces.push(Piece { first: pool.frames, region }).is_err() {
+                break;
+            }
+            pool.frames = frames;
+        }
+        pool
     }
-}
 
-impl Iterator for Frames {
-    type Item = Frame;
+    /// How many frames there are.
+    pub const fn frames(&self) -> u32 {
+        self.frames
+    }
 
-    fn next(&mut self) -> Option<Frame> {
-        let number = self.next;
-        if number == self.count {
+    /// The piece that a frame is in, and its place there.
+    fn find(&self, number: u32) -> Option<(&DmaRegion, usize)> {
+        if number >= self.frames {
             return None;
         }
-        self.next += 1;
-        let address = self.physical + u64::from(number) * PAGE_SIZE as u64;
-        // SAFETY: a page of the pool, which is DMA memory for as long as the node runs and is only ever reached as
-        // atomic words; this iterator is the only source of frames and passes each number once.
+        let piece = self.pieces.iter().rev().find(|piece| piece.first <= number)?;
+        Some((&piece.region, (number - piece.first) as usize))
+    }
+
+    /// The frame of this number, for the card.
+    pub fn frame(&self, number: u32) -> Option<Frame> {
+        let (region, place) = self.find(number)?;
+        let address = region.physical + (place * PAGE_SIZE) as u64;
+        // SAFETY: a page of DMA memory, which stays so for as long as the node runs and which Rust code reaches as atomic
+        // words and by volatile copies alone.
         Some(unsafe { Frame::new(number, address) })
+    }
+
+    /// The words of the frame of this number; none when there is no such frame.
+    pub fn words(&self, number: u32) -> &'static [AtomicU64] {
+        let words = |(region, place): (&DmaRegion, usize)| {
+            region.region.words().get(place * WORDS..).and_then(|words| words.get(..WORDS))
+        };
+        self.find(number).and_then(words).unwrap_or_default()
     }
 }
 

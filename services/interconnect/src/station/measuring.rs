@@ -1,16 +1,24 @@
 //! The station's part in a measurement of exchanges: what it asks, and what it answers.
 
 use ipc::interfaces::interconnect::{Exchange, ExchangeAnswer, ExchangeRequest, MAX_EXCHANGES, Shape};
-use ipc::wire::{Class, FrameHeader, Kind, MacAddress, Message, PAGE_MTU, Parsed};
+use ipc::wire::{Class, FrameHeader, Kind, MacAddress, Message, PAGE_MTU, Parsed, tag};
 
 use super::Station;
-use super::port::Outgoing;
-use crate::card::Card;
+use super::port::Leaving;
+use crate::PAGE;
+use crate::card::{Card, Part};
 use crate::exchange::{Contents, Outstanding};
 
 /// What the page of a request, or the page that it asks for, is filled from: something else for each.
 fn seed(node: u16, incarnation: u16, sequence: u32) -> u64 {
     u64::from(incarnation) << 48 | u64::from(node) << 32 | u64::from(sequence)
+}
+
+/// The first bytes of a page frame that are to go out, and their checksum.
+struct Page {
+    frame: u32,
+    bytes: u16,
+    checksum: u32,
 }
 
 impl<C: Card> Station<C> {
@@ -29,10 +37,10 @@ impl<C: Card> Station<C> {
         }
     }
 
-    /// Whether an answer is waited for.
+    /// Whether an answer is waited for, a measurement's or a client's.
     #[must_use]
-    pub const fn is_expecting(&self) -> bool {
-        self.measurement.is_expecting()
+    pub fn is_expecting(&self) -> bool {
+        self.measurement.is_expecting() || self.is_asking()
     }
 
     /// Whether [`Station::advance`] has something to send.
@@ -74,15 +82,15 @@ impl<C: Card> Station<C> {
         let mac = self.member(request.node)?;
         let (kind, class) = match request.shape {
             Shape::Short => (Kind::EchoRequest, Class::Control),
-            Shape::Page => (Kind::EchoRequest, Class::Bulk),
+            Shape::Page => (Kind::EchoRequest, Class::Page),
             Shape::Fetch => (Kind::PageRequest, Class::Control),
         };
         let identity = self.node.identity();
         let seed = seed(identity.node, identity.incarnation, self.next_sequence(class));
         let page = match request.shape {
             Shape::Short | Shape::Fetch => None,
-            Shape::Page => match self.port.spare.pop() {
-                Some(frame) => Some(self.port.written(frame, seed)),
+            Shape::Page => match self.port.frames.pop() {
+                Some(frame) => Some(self.written(frame, seed)),
                 None => {
                     self.port.no_room += 1;
                     return None;
@@ -90,14 +98,15 @@ impl<C: Card> Station<C> {
             },
         };
         let begun = self.port.card.now();
-        let sequence = self.send_bare(Message { tag: seed, ..Message::new(kind, class) }, mac, page)?;
+        let sequence =
+            self.send_bare(Message { message: tag(seed), ..Message::new(kind, class) }, mac, page)?;
         Some(Outstanding { sequence, begun, seed })
     }
 
     /// Sends a payload back from the frame where it landed.
-    fn echo(&mut self, parsed: &Parsed, frame: C::Frame) {
+    fn echo(&mut self, parsed: &Parsed, frame: u32) {
         let page = match u16::try_from(parsed.payload_bytes) {
-            Ok(bytes @ 1..) => Some(Outgoing { frame, bytes, checksum: parsed.payload_checksum }),
+            Ok(bytes @ 1..) => Some(Page { frame, bytes, checksum: parsed.payload_checksum }),
             Ok(0) | Err(_) => {
                 self.port.give_back(frame);
                 None
@@ -107,26 +116,26 @@ impl<C: Card> Station<C> {
     }
 
     /// Sends the page that is asked for, in the frame that the request came with.
-    fn supply(&mut self, parsed: &Parsed, frame: C::Frame) {
-        let page = self.port.written(frame, parsed.header.tag.get());
+    fn supply(&mut self, parsed: &Parsed, frame: u32) {
+        let page = self.written(frame, parsed.header.tag());
         self.reply(parsed, Some(page));
     }
 
-    fn reply(&mut self, parsed: &Parsed, page: Option<Outgoing<C::Frame>>) {
-        let class = if page.is_some() { Class::Bulk } else { Class::Control };
+    fn reply(&mut self, parsed: &Parsed, page: Option<Page>) {
+        let class = if page.is_some() { Class::Page } else { Class::Control };
         let acknowledgement = parsed.header.sequence.get();
         self.send_bare(Message { acknowledgement, ..Message::new(Kind::Reply, class) }, parsed.from, page);
     }
 
     /// Takes an answer.
-    fn answered(&mut self, parsed: &Parsed, frame: C::Frame) {
+    fn answered(&mut self, parsed: &Parsed, frame: u32) {
         let now = self.port.card.now();
         let header = &parsed.header;
         let awaited =
             self.measurement.awaited(header.source.get(), header.acknowledgement.get(), parsed.payload_bytes);
         match awaited {
             Some(Outstanding { begun, seed, .. }) => {
-                let right = parsed.payload_bytes == 0 || self.port.card.holds(&frame, seed);
+                let right = parsed.payload_bytes == 0 || self.port.card.holds(frame, seed);
                 let contents = if right { Contents::Right } else { Contents::Wrong };
                 self.measurement.answered(now.saturating_sub(begun), contents);
             }
@@ -136,7 +145,7 @@ impl<C: Card> Station<C> {
     }
 
     /// Takes a frame of a bare exchange that the state machine has judged.
-    pub(super) fn take_bare(&mut self, parsed: &Parsed, frame: C::Frame) {
+    pub(super) fn take_bare(&mut self, parsed: &Parsed, frame: u32) {
         match parsed.kind {
             Kind::EchoRequest => self.echo(parsed, frame),
             Kind::PageRequest => self.supply(parsed, frame),
@@ -146,12 +155,7 @@ impl<C: Card> Station<C> {
 
     /// Sends a frame with the next sequence number of its class; that number, or `None` when the card does not take
     /// it.
-    fn send_bare(
-        &mut self,
-        message: Message,
-        to: MacAddress,
-        page: Option<Outgoing<C::Frame>>,
-    ) -> Option<u32> {
+    fn send_bare(&mut self, message: Message, to: MacAddress, page: Option<Page>) -> Option<u32> {
         let sequence = self.next_sequence(message.class);
         if let Some(next) = self.next_sequences.get_mut(message.class as usize) {
             *next = sequence.wrapping_add(1);
@@ -159,15 +163,17 @@ impl<C: Card> Station<C> {
         let payload_bytes = page.as_ref().map_or(0, |page| page.bytes);
         let message = Message { sequence, payload_bytes, ..message };
         let header = FrameHeader::new(self.node.identity(), self.port.card.mac(), to, message);
-        match self.port.send(header, page) {
-            Ok(()) => Some(sequence),
-            Err(frame) => {
-                if let Some(frame) = frame {
-                    self.port.give_back(frame);
-                }
-                None
-            }
-        }
+        let is_sent = match page {
+            None => self.port.send(header, None, Leaving::Header),
+            Some(Page { frame, bytes, checksum }) => self.port.send_page(header, frame, bytes, checksum),
+        };
+        is_sent.then_some(sequence)
+    }
+
+    /// A page of test contents that is to go out.
+    fn written(&mut self, frame: u32, seed: u64) -> Page {
+        self.port.card.fill(frame, seed);
+        Page { frame, bytes: PAGE, checksum: self.port.card.checksum(Part { frame, offset: 0, bytes: PAGE }) }
     }
 
     /// The sequence number of the next frame of a class.

@@ -1,113 +1,166 @@
-//! Messages of this node's clients through the reliable channels, and whose a page frame is meanwhile.
+//! The calls of the guest's services: messages through the reliable channels, and whose a page frame is then.
 
-use ipc::frame::FrameHandle;
-use ipc::interfaces::interconnect::{Handle, Incoming, Outgoing, SendAnswer};
-use ipc::wire::UnumHeader;
+use ipc::interfaces::interconnect::{
+    Contents, Frames as List, Incoming, IncomingKind, NO_FRAME, Next, Outgoing, SendAnswer, Sent, Time,
+};
+use ipc::wire::{Class, MESSAGE_BYTES};
 
 use super::Station;
-use super::port::{MAX_FRAMES, place};
+use super::clients::{Asking, Client};
+use super::port::{Outlet, PageName};
+use crate::PAGE;
 use crate::card::Card;
 use crate::sink::Delivery;
 use crate::transport::{Message, SendError};
 
-/// The pool that handles name.
-const POOL: u8 = 0;
-/// Page frames that clients may have at a time, those of messages that they have sent included.
-const MAX_LENT: u32 = 64;
+/// Spare page frames that must be left when one is given in exchange: more than may wait out of order, so that
+/// reception goes on however many pages are on their way out.
+const EXCHANGE_RESERVE: usize = 48;
 
-/// Which page frames clients have. A handle is a claim: one that is not of this lending is refused.
-pub(super) struct Lent {
-    generations: [u32; MAX_FRAMES],
-    is_lent: [bool; MAX_FRAMES],
-    count: u32,
+const fn answer(answer: SendAnswer) -> Sent {
+    Sent { answer, frame: NO_FRAME }
 }
 
-impl Lent {
-    pub const fn new() -> Self {
-        Self { generations: [0; MAX_FRAMES], is_lent: [false; MAX_FRAMES], count: 0 }
-    }
-
-    fn lend(&mut self, number: u32) -> Option<Handle> {
-        *self.is_lent.get_mut(place(number))? = true;
-        self.count += 1;
-        Some(FrameHandle::new(POOL, number, self.generations.get(place(number)).copied()?).0)
-    }
-
-    /// The number of a page frame that this handle names.
-    fn find(&self, handle: Handle) -> Option<u32> {
-        let handle = FrameHandle(handle);
-        let number = handle.index();
-        let generation = self.generations.get(place(number)).copied()?;
-        let is_this = FrameHandle::new(POOL, number, generation) == handle;
-        (is_this && self.is_lent.get(place(number)).copied()?).then_some(number)
-    }
-
-    fn take_back(&mut self, number: u32) {
-        if let (Some(lent), Some(generation)) =
-            (self.is_lent.get_mut(place(number)), self.generations.get_mut(place(number)))
-            && core::mem::take(lent)
-        {
-            *generation = generation.wrapping_add(1);
-            self.count -= 1;
-        }
-    }
+const fn without_message(kind: IncomingKind) -> Incoming {
+    Incoming { message: [0; MESSAGE_BYTES], frame: NO_FRAME, node: 0, class: Class::Control, kind }
 }
 
 impl<C: Card> Station<C> {
-    /// Lends a page frame to a client.
-    pub fn lend(&mut self) -> Option<Handle> {
-        let on_their_way =
-            self.port.messages.sent - self.port.messages.acknowledged - self.port.messages.abandoned;
-        if u64::from(self.lent.count) + on_their_way >= u64::from(MAX_LENT) {
+    /// Sends a client's message; `None` when the client may not send it. It leaves with the next [`Station::tick`].
+    pub fn send(&mut self, client: Client, outgoing: Outgoing) -> Option<Sent> {
+        let Outgoing { message, frame, node, class, contents } = outgoing;
+        if Client::of(class) != client {
             return None;
         }
-        let frame = self.port.spare.pop()?;
-        let number = self.port.keep(frame);
-        self.lent.lend(number)
-    }
-
-    /// Takes a page frame back from a client; whether it was its.
-    pub fn give_back(&mut self, handle: Handle) -> bool {
-        let Some(number) = self.lent.find(handle) else { return false };
-        self.lent.take_back(number);
-        if let Some(frame) = self.port.take(number) {
-            self.port.give_back(frame);
-        }
-        true
-    }
-
-    /// Sends a client's message.
-    pub fn send(&mut self, outgoing: Outgoing) -> SendAnswer {
-        let Outgoing { node, class, tag, contents } = outgoing;
-        let longest = usize::from(self.mtu()).saturating_sub(size_of::<UnumHeader>());
-        let contents = match contents {
-            None => None,
-            Some((handle, bytes)) => match self.lent.find(handle) {
-                Some(number) if usize::from(bytes) <= longest => Some((number, bytes)),
-                _ => return SendAnswer::BadContents,
-            },
-        };
-        match self.node.send(node, Message { class, tag, contents }) {
-            Ok(()) => {
-                self.due = 0;
-                if let Some((number, _)) = contents {
-                    self.lent.take_back(number);
-                    self.port.messages.sent += 1;
-                }
-                SendAnswer::Taken
+        let page = match contents {
+            Contents::None => None,
+            Contents::Shared | Contents::Given
+                if class == Class::Platform || !self.port.frames.is_others(frame) =>
+            {
+                return Some(answer(SendAnswer::BadFrame));
             }
-            Err(SendError::NoSuchMember) => SendAnswer::NoSuchMember,
-            Err(SendError::Full) => SendAnswer::Full,
-            Err(SendError::Length(_)) => SendAnswer::BadContents,
+            Contents::Shared => Some(PageName { number: frame, is_shared: true }),
+            Contents::Given if !self.may_exchange() => {
+                self.lacks_frames = true;
+                return Some(answer(SendAnswer::Full));
+            }
+            Contents::Given => Some(PageName::own(frame)),
+        };
+        let message = Message { class, message, contents: page.map(|page| (page, PAGE)) };
+        match self.node.send(node, message) {
+            Ok(()) => {}
+            Err(SendError::NoSuchMember) => return Some(answer(SendAnswer::NoSuchMember)),
+            // A page has one of the lengths that go over every link with Ethernet's MTU; on any other nothing does.
+            Err(SendError::Full | SendError::Length(_)) => return Some(answer(SendAnswer::Full)),
+        }
+        self.due = 0;
+        self.port.messages.sent += u64::from(page.is_some());
+        // What is asked while nothing that came is dealt with, a processor waits for.
+        if matches!(class, Class::Control | Class::Request) && !self.port.queues.is_reacting {
+            self.port.queues.asking = Asking::Begun;
+        }
+        let mut sent = answer(SendAnswer::Taken);
+        if contents == Contents::Given
+            && let Some(exchange) = self.port.frames.pop()
+        {
+            self.port.frames.give(exchange);
+            self.port.frames.own(frame);
+            sent.frame = exchange;
+        }
+        Some(sent)
+    }
+
+    /// Whether there is a page frame in exchange for one that is given.
+    pub(super) fn may_exchange(&self) -> bool {
+        self.port.frames.spare() > EXCHANGE_RESERVE
+    }
+
+    /// The next message for a client; `None` when it gives a page frame that it does not owe.
+    pub fn receive(&mut self, client: Client, next: Next) -> Option<Incoming> {
+        if next.frame != NO_FRAME && (client != Client::Memory || !self.port.frames.is_owed()) {
+            return None;
+        }
+        if client == Client::Memory && self.port.frames.is_owed() {
+            if !self.port.frames.own(next.frame) {
+                return Some(without_message(IncomingKind::Owed));
+            }
+            self.port.give_back(next.frame);
+            self.port.refill();
+        }
+        let delivery = self.port.queues.pop(client);
+        if client == Client::Memory {
+            self.port.queues.is_reacting = delivery.is_some();
+        }
+        let Some(delivery) = delivery else { return Some(without_message(IncomingKind::Nothing)) };
+        self.consume(&delivery);
+        let Delivery { node, class, message, contents, .. } = delivery;
+        let frame = contents.map_or(NO_FRAME, |(frame, _)| frame.number);
+        self.port.frames.give(frame);
+        Some(Incoming { message, frame, node, class, kind: IncomingKind::Message })
+    }
+
+    /// Whether a client has asked for something since the last call of this.
+    pub fn has_asked(&mut self) -> bool {
+        let has_asked = self.port.queues.asking == Asking::Begun;
+        if has_asked {
+            self.port.queues.asking = Asking::Waiting;
+        }
+        has_asked
+    }
+
+    /// Whether a client has asked for something, and no answer came yet.
+    #[must_use]
+    pub fn is_asking(&self) -> bool {
+        self.port.queues.asking != Asking::Nothing
+    }
+
+    /// Notes that a client's answer takes longer than anybody should poll for it.
+    pub const fn ask_no_more(&mut self) {
+        self.port.queues.asking = Asking::Nothing;
+    }
+
+    /// Gives a message's sender credit for another.
+    pub(super) fn consume(&mut self, delivery: &Delivery<PageName>) {
+        self.node.consumed(delivery.receipt, self.port.card.now());
+        self.due = self.due.min(self.node.deadline());
+    }
+
+    /// Drops a message that came.
+    fn drop_message(&mut self, delivery: &Delivery<PageName>) {
+        self.consume(delivery);
+        if let Some((frame, _)) = delivery.contents {
+            self.port.give_back(frame.number);
         }
     }
 
-    /// The next message for a client.
-    pub fn receive(&mut self) -> Option<Incoming> {
-        let Delivery { node, class, tag, contents, receipt } = self.port.delivered.pop_front()?;
-        self.node.consumed(receipt, self.port.card.now());
-        self.due = 0;
-        let contents = contents.and_then(|(number, bytes)| Some((self.lent.lend(number)?, bytes)));
-        Some(Incoming { node, class, tag, contents })
+    /// Drops the messages that no sender of ours sends, and those that are for nobody.
+    pub(super) fn drop_unfit(&mut self) {
+        while let Some(delivery) = self.port.queues.pop_unfit() {
+            self.unexpected += 1;
+            self.drop_message(&delivery);
+        }
+    }
+
+    /// The page frames that the service has. What came for the memory's owner is dropped, and what it wanted sent and of
+    /// which nothing was transmitted yet.
+    pub fn frames(&mut self) -> List {
+        while let Some(delivery) = self.port.queues.pop(Client::Memory) {
+            self.drop_message(&delivery);
+        }
+        for class in Class::ALL.into_iter().filter(|&class| Client::of(class) == Client::Memory) {
+            self.node.withdraw(class, &mut Outlet { port: &mut self.port, events: &mut |_| {} });
+        }
+        self.port.queues.is_reacting = false;
+        self.port.refill();
+        self.port.frames.list()
+    }
+
+    /// The cluster's time, once it is known.
+    #[must_use]
+    pub fn time(&self) -> Option<Time> {
+        let local = self.port.card.now();
+        let clock = self.node.clock();
+        let error = self.node.clock_error(local).filter(|_| clock.is_set())?;
+        Some(Time { local, cluster: clock.read(local), error })
     }
 }

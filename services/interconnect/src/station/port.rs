@@ -1,44 +1,60 @@
-//! The card, and where each page frame is: posted for reception, on its way out, kept under its number for the state
-//! machine or a client, or spare.
-
-use alloc::collections::VecDeque;
+//! The card, and what is in it: page frames that are posted for reception, and frames on their way out.
 
 use heapless::Vec;
 use ipc::interfaces::interconnect::{Messages, Traffic};
 use ipc::wire::{FrameHeader, HEADER_BYTES, Parsed};
+use virtio_net::MAX_CHAINS;
 use zerocopy::IntoBytes;
 
+use super::clients::Queues;
+use super::frames::Frames;
 use crate::PAGE;
-use crate::card::Card;
+use crate::card::{Card, Part};
 use crate::membership::Event;
-use crate::sink::{Delivery, Outcome, Output, Payload, Sink, Token};
+use crate::sink::{Outcome, Output, Payload, Sink, Token};
 
-/// The most page frames that a station works with; their numbers are below this.
-pub const MAX_FRAMES: usize = 256;
 /// Page frames that are kept for sending when others are posted.
 const RESERVE: usize = 8;
 
-/// A page that is to go out, and its checksum.
-pub(super) struct Outgoing<F> {
-    pub frame: F,
-    pub bytes: u16,
-    pub checksum: u32,
+/// A page frame as the state machine knows it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct PageName {
+    /// Its number.
+    pub number: u32,
+    /// Whether it is a client's, and only sent from.
+    pub is_shared: bool,
+}
+
+impl PageName {
+    /// One of the service's.
+    pub const fn own(number: u32) -> Self {
+        Self { number, is_shared: false }
+    }
+}
+
+/// What a frame in the card is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Leaving {
+    /// A header alone.
+    Header,
+    /// Of a page frame that is free when it has left.
+    Page(u32),
+    /// A message's: the state machine wants to know when it has left.
+    Message(Token),
 }
 
 /// The card and the page frames.
 pub(super) struct Port<C: Card> {
     pub card: C,
-    pub spare: Vec<C::Frame, MAX_FRAMES>,
-    /// Those that go by their number.
-    pub kept: [Option<C::Frame>; MAX_FRAMES],
-    /// What the state machine wants back when the card has read a page frame.
-    tokens: [Option<Token>; MAX_FRAMES],
-    /// Of page frames that the card did not take.
-    rejected: Vec<Token, MAX_FRAMES>,
+    pub frames: Frames,
+    /// What is in each of the card's slots.
+    pub leaving: [Option<Leaving>; MAX_CHAINS],
+    /// Of messages that the card did not take.
+    rejected: Vec<Token, MAX_CHAINS>,
     /// A frame of a bare exchange that the state machine has judged.
-    pub bare: Option<(Parsed, C::Frame)>,
-    /// Messages that nobody has taken yet: no more than there is credit for.
-    pub delivered: VecDeque<Delivery<u32>>,
+    pub bare: Option<(Parsed, u32)>,
+    /// Messages that came.
+    pub queues: Queues,
     posted: bool,
     pub sent: Traffic,
     pub received: Traffic,
@@ -46,96 +62,56 @@ pub(super) struct Port<C: Card> {
     pub messages: Messages,
 }
 
-/// The place of a page frame in a table.
-pub(super) fn place(number: u32) -> usize {
-    usize::try_from(number).unwrap_or(usize::MAX)
-}
-
 impl<C: Card> Port<C> {
-    pub fn new(card: C, frames: impl IntoIterator<Item = C::Frame>) -> Self {
+    pub fn new(card: C, frames: Frames, queues: Queues) -> Self {
         let mut port = Self {
             card,
-            spare: Vec::new(),
-            kept: [const { None }; MAX_FRAMES],
-            tokens: [None; MAX_FRAMES],
+            frames,
+            leaving: [None; MAX_CHAINS],
             rejected: Vec::new(),
             bare: None,
-            delivered: VecDeque::new(),
+            queues,
             posted: false,
             sent: Traffic::default(),
             received: Traffic::default(),
             no_room: 0,
             messages: Messages::default(),
         };
-        for frame in frames.into_iter().filter(|frame| place(C::number(frame)) < MAX_FRAMES) {
-            port.set_aside(frame);
-        }
         port.refill();
         port
     }
 
-    /// Keeps a page frame under its number.
-    pub fn keep(&mut self, frame: C::Frame) -> u32 {
-        let number = C::number(&frame);
-        if let Some(kept) = self.kept.get_mut(place(number)) {
-            *kept = Some(frame);
+    /// Takes out what was in a slot of the card; what the state machine wants back.
+    pub fn has_left(&mut self, slot: u16) -> Option<Token> {
+        match self.leaving.get_mut(usize::from(slot))?.take()? {
+            Leaving::Header => None,
+            Leaving::Page(frame) => {
+                self.give_back(frame);
+                None
+            }
+            Leaving::Message(token) => Some(token),
         }
-        number
     }
 
-    /// The page frame that is kept under a number.
-    pub fn kept(&self, number: u32) -> Option<&C::Frame> {
-        self.kept.get(place(number))?.as_ref()
-    }
-
-    /// Takes the page frame that is kept under a number.
-    pub fn take(&mut self, number: u32) -> Option<C::Frame> {
-        self.kept.get_mut(place(number))?.take()
-    }
-
-    /// What the state machine wants back of a page frame that the card has read, which is then kept; a page frame of
-    /// anybody else is free.
-    pub fn was_sent(&mut self, frame: C::Frame) -> Option<Token> {
-        let token = self.tokens.get_mut(place(C::number(&frame))).and_then(Option::take);
-        match token {
-            Some(_) => drop(self.keep(frame)),
-            None => self.give_back(frame),
-        }
-        token
-    }
-
-    /// What the state machine wants back of a page frame that the card did not take.
+    /// What the state machine wants back of a message that the card did not take.
     pub fn was_rejected(&mut self) -> Option<Token> {
         self.rejected.pop()
     }
 
-    /// A page of test contents that is to go out.
-    pub fn written(&mut self, mut frame: C::Frame, seed: u64) -> Outgoing<C::Frame> {
-        self.card.fill(&mut frame, seed);
-        let checksum = self.card.checksum(&frame, PAGE);
-        Outgoing { frame, bytes: PAGE, checksum }
-    }
-
     /// Posts a page frame for reception, or keeps it when the card has enough.
-    pub fn give_back(&mut self, frame: C::Frame) {
+    pub fn give_back(&mut self, frame: u32) {
         match self.card.post_receive(frame) {
             Ok(()) => self.posted = true,
-            Err(rejected) => {
-                if let Some(frame) = rejected.frame {
-                    self.set_aside(frame);
-                }
-            }
+            Err(_) => self.frames.set_aside(frame),
         }
     }
 
     /// Posts spare page frames, but for a reserve, and tells the card of all that were posted.
     pub fn refill(&mut self) {
-        while self.spare.len() > RESERVE {
-            let Some(frame) = self.spare.pop() else { break };
-            if let Err(rejected) = self.card.post_receive(frame) {
-                if let Some(frame) = rejected.frame {
-                    self.set_aside(frame);
-                }
+        while self.frames.spare() > RESERVE {
+            let Some(frame) = self.frames.pop() else { break };
+            if self.card.post_receive(frame).is_err() {
+                self.frames.set_aside(frame);
                 break;
             }
             self.posted = true;
@@ -146,62 +122,42 @@ impl<C: Card> Port<C> {
         }
     }
 
-    fn set_aside(&mut self, frame: C::Frame) {
-        // There is room: there are `MAX_FRAMES` at most.
-        let _ = self.spare.push(frame);
-    }
-
-    /// Gives a frame to the card; the page frame that it did not take.
-    pub fn send(
-        &mut self,
-        header: FrameHeader,
-        page: Option<Outgoing<C::Frame>>,
-    ) -> Result<(), Option<C::Frame>> {
-        let (bytes, checksum) = page.as_ref().map_or((0, 0), |page| (page.bytes, page.checksum));
+    /// Gives a frame to the card, with a part of a page frame whose checksum is this; whether the card took it.
+    pub fn send(&mut self, header: FrameHeader, part: Option<(Part, u32)>, what: Leaving) -> bool {
+        let (bytes, checksum) = part.map_or((0, 0), |(part, checksum)| (part.bytes, checksum));
         let mut head = [0; HEADER_BYTES];
         head.copy_from_slice(header.seal(checksum).as_bytes());
-        match self.card.send(&head, page.map(|page| (page.frame, page.bytes))) {
-            Ok(()) => {
-                self.sent.frames += 1;
-                self.sent.bytes += HEADER_BYTES as u64 + u64::from(bytes);
-                Ok(())
-            }
-            Err(rejected) => {
-                self.no_room += 1;
-                Err(rejected.frame)
-            }
+        let Ok(slot) = self.card.send(&head, part.map(|(part, _)| part)) else {
+            self.no_room += 1;
+            return false;
+        };
+        if let Some(place) = self.leaving.get_mut(usize::from(slot)) {
+            *place = Some(what);
         }
+        self.sent.frames += 1;
+        self.sent.bytes += HEADER_BYTES as u64 + u64::from(bytes);
+        true
     }
 
-    /// Sends a part of a page frame that is kept.
-    fn send_part(&mut self, header: FrameHeader, number: u32, bytes: u16, token: Token) {
-        let Some(frame) = self.take(number) else { return };
-        let checksum = self.card.checksum(&frame, bytes);
-        match self.send(header, Some(Outgoing { frame, bytes, checksum })) {
-            Ok(()) => {
-                if let Some(place) = self.tokens.get_mut(place(number)) {
-                    *place = Some(token);
-                }
-            }
-            Err(frame) => {
-                frame.map(|frame| self.keep(frame));
-                // There is room: a page frame has one token at most.
-                let _ = self.rejected.push(token);
-            }
+    /// Sends the first bytes of a page frame that is free when they have left.
+    pub fn send_page(&mut self, header: FrameHeader, frame: u32, bytes: u16, checksum: u32) -> bool {
+        let part = Part { frame, offset: 0, bytes };
+        let is_sent = self.send(header, Some((part, checksum)), Leaving::Page(frame));
+        if !is_sent {
+            self.give_back(frame);
         }
+        is_sent
     }
 
     fn send_bytes(&mut self, header: FrameHeader, contents: &[u8]) {
-        let Some(mut frame) = self.spare.pop() else {
+        let Some(frame) = self.frames.pop() else {
             self.no_room += 1;
             return;
         };
-        self.card.write(&mut frame, contents);
+        self.card.write(frame, contents);
         let bytes = u16::try_from(contents.len()).unwrap_or(PAGE);
-        let checksum = self.card.checksum(&frame, bytes);
-        if let Err(Some(frame)) = self.send(header, Some(Outgoing { frame, bytes, checksum })) {
-            self.give_back(frame);
-        }
+        let checksum = self.card.checksum(Part { frame, offset: 0, bytes });
+        self.send_page(header, frame, bytes, checksum);
     }
 }
 
@@ -211,54 +167,53 @@ pub(super) struct Outlet<'a, C: Card, E> {
     pub events: &'a mut E,
 }
 
-impl<C: Card, E: FnMut(Event)> Sink<u32> for Outlet<'_, C, E> {
-    fn checksum(&self, frame: u32, bytes: u16) -> u32 {
-        self.port.kept(frame).map_or(0, |frame| self.port.card.checksum(frame, bytes))
+impl<C: Card, E: FnMut(Event)> Sink<PageName> for Outlet<'_, C, E> {
+    fn checksum(&self, frame: PageName, bytes: u16) -> u32 {
+        self.port.card.checksum(Part { frame: frame.number, offset: 0, bytes })
     }
 
-    fn read(&self, frame: u32, bytes: &mut [u8]) {
-        if let Some(frame) = self.port.kept(frame) {
-            self.port.card.read(frame, bytes);
-        }
+    fn read(&self, frame: PageName, bytes: &mut [u8]) {
+        self.port.card.read(frame.number, bytes);
     }
 
-    fn append(&mut self, from: u32, to: u32, offset: u16, bytes: u16) {
-        let Some(source) = self.port.take(from) else { return };
-        if let Some(mut target) = self.port.take(to) {
-            self.port.card.append(&source, &mut target, offset, bytes);
-            self.port.keep(target);
-        }
-        self.port.keep(source);
+    fn append(&mut self, from: PageName, to: PageName, offset: u16, bytes: u16) {
+        self.port.card.append(from.number, to.number, offset, bytes);
     }
 
-    fn put(&mut self, output: Output<'_, u32>) {
+    fn put(&mut self, output: Output<'_, PageName>) {
+        let port = &mut *self.port;
         match output {
-            Output::Transmit { header, payload: Payload::None } => drop(self.port.send(header, None)),
+            Output::Transmit { header, payload: Payload::None } => {
+                port.send(header, None, Leaving::Header);
+            }
             Output::Transmit { header, payload: Payload::Bytes(contents) } => {
-                self.port.send_bytes(header, contents);
+                port.send_bytes(header, contents)
             }
-            // The offset is 0: messages that would go in parts are not taken.
-            Output::Transmit { header, payload: Payload::Part { frame, bytes, token, .. } } => {
-                self.port.send_part(header, frame, bytes, token);
-            }
-            Output::Bare { parsed, frame } => {
-                self.port.bare = self.port.take(frame).map(|frame| (parsed, frame));
-            }
-            Output::Recycle(frame) => {
-                if let Some(frame) = self.port.take(frame) {
-                    self.port.give_back(frame);
+            Output::Transmit { header, payload: Payload::Part { frame, offset, bytes, token } } => {
+                let part = Part { frame: frame.number, offset, bytes };
+                let checksum = port.card.checksum(part);
+                if !port.send(header, Some((part, checksum)), Leaving::Message(token)) {
+                    // There is room: a poll transmits no more than the card had room for.
+                    let _ = port.rejected.push(token);
                 }
             }
-            Output::Event(event) => (self.events)(event),
-            Output::Deliver(delivery) => self.port.delivered.push_back(delivery),
+            Output::Bare { parsed, frame } => port.bare = Some((parsed, frame.number)),
+            Output::Recycle(frame) => port.give_back(frame.number),
+            Output::Event(event) => {
+                port.queues.heard(event);
+                (self.events)(event);
+            }
+            Output::Deliver(delivery) => port.queues.push(delivery),
             Output::Done { frame, outcome, .. } => {
                 match outcome {
-                    Outcome::Acknowledged => self.port.messages.acknowledged += 1,
-                    Outcome::Abandoned => self.port.messages.abandoned += 1,
+                    Outcome::Acknowledged => port.messages.acknowledged += 1,
+                    Outcome::Abandoned => port.messages.abandoned += 1,
                 }
-                self.put(Output::Recycle(frame));
+                if !frame.is_shared {
+                    port.give_back(frame.number);
+                }
             }
-            Output::Writable { .. } => {}
+            Output::Writable { class, .. } => port.queues.has_room(class),
         }
     }
 }

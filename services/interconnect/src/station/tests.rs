@@ -1,21 +1,23 @@
 //! Stations on a simulated wire.
 
+mod messages;
+mod owners;
+
 use core::cell::Cell;
 use std::rc::Rc;
 use std::vec;
 use std::vec::Vec;
 
-use ipc::interfaces::interconnect::{
-    Exchange, ExchangeAnswer, ExchangeRequest, ExchangeTimes, Incoming, Outgoing, SendAnswer, Shape,
-};
+use ipc::interfaces::interconnect::{Exchange, ExchangeAnswer, ExchangeRequest, ExchangeTimes, Shape};
 use ipc::wire::{ALL_STATIONS, Class, FrameHeader, HEADER_BYTES, Identity, Kind, MacAddress, Message};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::port::Leaving;
 use super::*;
 use crate::membership::{Member, Profile, Timing};
-use crate::simulation::{FakeCard, QUEUE, pages};
+use crate::simulation::{FakeCard, QUEUE};
 use crate::transport::Limits;
 use crate::transport::rtt::RtoLimits;
 
@@ -30,7 +32,9 @@ const LIMITS: Limits = Limits {
     mtu: 9000,
 };
 const PATIENCE: u64 = 40;
-const FRAMES: usize = 160;
+/// Page frames of the guest's pool, and of the service at the start.
+const POOL: u32 = 400;
+const FRAMES: u32 = 250;
 
 struct Node {
     station: Station<FakeCard>,
@@ -39,16 +43,22 @@ struct Node {
 
 impl Node {
     fn new(number: u8, clock: &Rc<Cell<u64>>) -> Self {
-        let card = FakeCard::new(number, clock);
+        Self::with_mtu(number, clock, LIMITS.mtu)
+    }
+
+    fn with_mtu(number: u8, clock: &Rc<Cell<u64>>, mtu: u16) -> Self {
+        let mut card = FakeCard::new(number, clock, POOL);
+        card.mtu = Some(mtu);
         let config = Config {
             cluster: 1,
             life: Member { node: number.into(), incarnation: 5, mac: card.mac },
             profile: Profile { image: 1, features: 2, expected: None },
             timing: TIMING,
-            limits: LIMITS,
+            limits: Limits { mtu, ..LIMITS },
             clock_interval: 500,
         };
-        Self { station: Station::new(card, config, PATIENCE, pages(FRAMES)), events: vec![] }
+        let pool = Pool { frames: POOL, first: POOL - FRAMES, count: FRAMES, is_guests: true };
+        Self { station: Station::new(card, config, PATIENCE, pool), events: vec![] }
     }
 
     fn poll(&mut self) -> usize {
@@ -76,17 +86,28 @@ impl Node {
         self.poll();
     }
 
-    /// Every page frame is somewhere, once.
-    fn check_frames(&self) {
-        let station = &self.station;
-        let leaving = station.port.card.leaving.iter().flatten();
-        let mut numbers: Vec<usize> =
-            station.port.card.posted.iter().chain(leaving).map(|page| page.number).collect();
-        numbers.extend(station.port.kept.iter().flatten().map(|page| page.number));
-        numbers.extend(station.port.spare.iter().map(|page| page.number));
+    /// The service's page frames that are not the state machine's, and whether each is in one place.
+    fn places(&self) -> Vec<u32> {
+        let port = &self.station.port;
+        let mut numbers: Vec<u32> = port.card.posted.iter().copied().collect();
+        let in_card = port.leaving.iter().flatten();
+        numbers.extend(in_card.filter_map(|leaving| match leaving {
+            Leaving::Page(frame) => Some(*frame),
+            Leaving::Header | Leaving::Message(_) => None,
+        }));
+        numbers.extend(port.frames.spares());
+        numbers.extend(port.queues.frames());
         numbers.sort_unstable();
-        assert_eq!(numbers, (0..FRAMES).collect::<Vec<_>>());
-        assert_eq!(station.port.card.untold, 0);
+        assert!(numbers.is_sorted_by(|a, b| a < b), "a page frame is in two places");
+        assert_eq!(port.card.untold, 0);
+        numbers
+    }
+
+    /// Every page frame of the service is somewhere, once, and the state machine has none.
+    fn check_frames(&self) {
+        let mut owned = self.station.port.frames.list();
+        owned.sort_unstable();
+        assert_eq!(self.places(), owned[..]);
     }
 }
 
@@ -125,7 +146,11 @@ fn pass(nodes: &mut [Node], clock: &Rc<Cell<u64>>, ticks: u64) {
 
 /// Two nodes in one view.
 fn two(clock: &Rc<Cell<u64>>) -> [Node; 2] {
-    let mut nodes = [Node::new(1, clock), Node::new(2, clock)];
+    two_with_mtu(clock, LIMITS.mtu)
+}
+
+fn two_with_mtu(clock: &Rc<Cell<u64>>, mtu: u16) -> [Node; 2] {
+    let mut nodes = [1, 2].map(|number| Node::with_mtu(number, clock, mtu));
     pass(&mut nodes, clock, 1200);
     for node in &nodes {
         let view = node.station.view(|ticks| ticks);
@@ -144,7 +169,7 @@ fn frame(from: u16, to: u8, kind: Kind, payload: &[u8]) -> Vec<u8> {
     let message = Message {
         sequence: 77,
         payload_bytes: u16::try_from(payload.len()).unwrap(),
-        ..Message::new(kind, Class::Bulk)
+        ..Message::new(kind, Class::Page)
     };
     let mac = MacAddress([2, 0, 0, 0, 0, u8::try_from(from).unwrap()]);
     let checksum = ipc::wire::crc32c(0, payload);
@@ -170,55 +195,11 @@ fn members_are_told_of_and_silence_is_noticed() {
 }
 
 #[test]
-fn a_page_is_handed_over_with_a_message_and_comes_back() {
-    let clock = Rc::new(Cell::new(0));
-    let mut nodes = two(&clock);
-    let lent = nodes[0].station.lend().unwrap();
-    let port = &mut nodes[0].station.port;
-    let number = ipc::frame::FrameHandle(lent).index();
-    let mut page = port.take(number).unwrap();
-    port.card.fill(&mut page, 7);
-    port.keep(page);
-    let good = Outgoing { node: 2, class: Class::Page, tag: 9, contents: Some((lent, 4096)) };
-    let station = &mut nodes[0].station;
-    assert_eq!(station.send(Outgoing { node: 3, ..good }), SendAnswer::NoSuchMember);
-    for contents in [(lent, 0), (lent, 12), (lent, 4104), (lent + 1, 8), (lent | 1 << 40, 8), (u64::MAX, 8)] {
-        assert_eq!(
-            station.send(Outgoing { contents: Some(contents), ..good }),
-            SendAnswer::BadContents,
-            "{contents:?}"
-        );
-    }
-    assert_eq!(station.send(good), SendAnswer::Taken);
-    assert_eq!(station.send(good), SendAnswer::BadContents);
-    assert!(!station.give_back(lent));
-    assert_eq!(station.send(Outgoing { tag: 10, contents: None, ..good }), SendAnswer::Taken);
-    // The first transmission is lost.
-    nodes[0].tick();
-    nodes[0].station.port.card.outbox.clear();
-    pass(&mut nodes, &clock, 600);
-    let station = &mut nodes[1].station;
-    let came = station.receive().unwrap();
-    let (handle, bytes) = came.contents.unwrap();
-    assert_eq!((came.node, came.tag, bytes), (1, 9, 4096));
-    let page = station.port.kept(ipc::frame::FrameHandle(handle).index()).unwrap();
-    assert!(station.port.card.holds(page, 7));
-    let second = Incoming { node: 1, class: Class::Page, tag: 10, contents: None };
-    assert_eq!((station.receive(), station.receive()), (Some(second), None));
-    assert!(station.give_back(handle) && !station.give_back(handle));
-    pass(&mut nodes, &clock, 100);
-    let messages = nodes[0].station.counters().messages;
-    assert_eq!((messages.sent, messages.acknowledged, messages.abandoned), (1, 1, 0));
-    nodes.iter_mut().for_each(|node| assert!(node.poll() == 0));
-    nodes.iter().for_each(Node::check_frames);
-}
-
-#[test]
 fn a_page_goes_back_from_the_frame_it_landed_in() {
     let clock = Rc::new(Cell::new(0));
     let [mut one, _] = two(&clock);
     one.station.port.card.outbox.clear();
-    let landing = one.station.port.card.posted[0].number;
+    let landing = one.station.port.card.posted[0];
     let payload: Vec<u8> = (0..4096u32).map(|i| (i * 7).to_le_bytes()[0]).collect();
     one.deliver(&frame(2, 1, Kind::EchoRequest, &payload));
     let sent = &one.station.port.card.outbox[0];
@@ -240,7 +221,7 @@ fn a_page_that_is_asked_for_comes_in_the_frame_of_the_request() {
     let clock = Rc::new(Cell::new(0));
     let [mut one, _] = two(&clock);
     one.station.port.card.outbox.clear();
-    let landing = one.station.port.card.posted[0].number;
+    let landing = one.station.port.card.posted[0];
     one.deliver(&frame(2, 1, Kind::PageRequest, &[]));
     let sent = &one.station.port.card.outbox[0];
     assert_eq!((sent.page, sent.bytes.len()), (Some(landing), HEADER_BYTES + 4096));
@@ -330,7 +311,7 @@ fn an_exchange_that_cannot_be_is_refused() {
     for count in [0, 1001, u16::MAX] {
         assert_eq!(answer(ExchangeRequest { count, ..good }), ExchangeAnswer::OutOfRange);
     }
-    for mtu in [Some(4133), None] {
+    for mtu in [Some(4149), None] {
         one.station.port.card.mtu = mtu;
         for shape in [Shape::Page, Shape::Fetch] {
             assert_eq!(
@@ -398,7 +379,7 @@ fn each_bad_frame_is_counted_by_its_reason() {
     for length in 0..HEADER_BYTES {
         expect(&mut one, &good[..length], |d| &mut d.short);
     }
-    for length in (HEADER_BYTES + 9..good.len()).step_by(5) {
+    for length in (HEADER_BYTES..good.len()).step_by(5) {
         expect(&mut one, &good[..length], |d| &mut d.malformed);
     }
     let with = |at: usize, value: u8| {

@@ -69,12 +69,12 @@ impl<F: Copy> Link<F> {
 
     /// The lane of a class.
     pub fn lane(&mut self, class: Class) -> &mut Lane<F> {
-        let [control, request, page, bulk] = &mut self.lanes;
+        let [control, platform, request, page] = &mut self.lanes;
         match class {
             Class::Control => control,
+            Class::Platform => platform,
             Class::Request => request,
             Class::Page => page,
-            Class::Bulk => bulk,
         }
     }
 
@@ -127,7 +127,7 @@ impl<F: Copy> Link<F> {
         let may_wait = *waiting < limits.waiting_frames;
         let bytes = u16::try_from(parsed.payload_bytes).unwrap_or(PAGE);
         let contents = if bytes == 0 { None } else { Some((frame, bytes)) };
-        let arrived = Arrived { tag: parsed.header.tag.get(), contents, fragment: parsed.fragment };
+        let arrived = Arrived { message: parsed.header.message, contents, fragment: parsed.fragment };
         let sequence = parsed.header.sequence.get();
         let lane = self.lane(class);
         if let Err(refused) = lane.receiver.take(sequence, arrived, may_wait, now, limits.acknowledge_delay) {
@@ -154,7 +154,7 @@ impl<F: Copy> Link<F> {
     /// Delivers what is in order, or adds it to the page that it is a fragment of.
     fn deliver(&mut self, class: Class, arrived: Arrived<F>, now: u64, sink: &mut impl Sink<F>) {
         let (node, receipt) = (self.life.node, Receipt { generation: self.generation, class });
-        let Arrived { tag, contents, fragment } = arrived;
+        let Arrived { message, contents, fragment } = arrived;
         let lane = self.lane(class);
         let contents = match (lane.receiver.partial.take(), contents) {
             (None, contents) if fragment == Fragment::WHOLE => contents,
@@ -185,7 +185,18 @@ impl<F: Copy> Link<F> {
                 return;
             }
         };
-        sink.put(Output::Deliver(Delivery { node, class, tag, contents, receipt }));
+        sink.put(Output::Deliver(Delivery { node, class, message, contents, receipt }));
+    }
+
+    /// Gives up the messages of a class of which nothing was transmitted yet.
+    pub fn withdraw(&mut self, class: Class, sink: &mut impl Sink<F>) {
+        let node = self.life.node;
+        while let Some(part) = self.lane(class).sender.withdraw() {
+            if let Some(frame) = part {
+                sink.put(Output::Done { node, class, frame, outcome: Outcome::Abandoned });
+            }
+        }
+        self.release(class, Outcome::Acknowledged, sink);
     }
 
     /// Looks at the clock.

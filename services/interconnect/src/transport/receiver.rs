@@ -4,7 +4,7 @@
 //! what was acknowledged selectively is never dropped. Credit is given by what the consumer has taken: no more than
 //! a window of frames is ever between the peer's first transmission and the consumer.
 
-use ipc::wire::Fragment;
+use ipc::wire::{Fragment, MESSAGE_BYTES};
 
 use super::sender::{Acknowledgement, INITIAL_CREDIT, SLOTS, WINDOW};
 use crate::serial;
@@ -15,8 +15,8 @@ const ACKNOWLEDGE_EVERY: u32 = 8;
 /// What came under one sequence number.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrived<F> {
-    /// The message's tag.
-    pub tag: u64,
+    /// What the message says.
+    pub message: [u8; MESSAGE_BYTES],
     /// The page frame with the contents and how many bytes they are, if there are any.
     pub contents: Option<(F, u16)>,
     /// Which fragment of them.
@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     fn arrived(frame: u32) -> Arrived<u32> {
-        Arrived { tag: 0, contents: Some((frame, 8)), fragment: Fragment::WHOLE }
+        Arrived { message: [0; MESSAGE_BYTES], contents: Some((frame, 8)), fragment: Fragment::WHOLE }
     }
 
     fn popped(receiver: &mut Receiver<u32>) -> std::vec::Vec<u32> {

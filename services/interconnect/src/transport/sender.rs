@@ -8,7 +8,7 @@
 //! Loss is found as by RFC 6675 and RFC 8985: a frame is lost when one that was transmitted at least
 //! [`REORDERING`] transmissions later has come; else by the retransmission time-out of RFC 6298, of the oldest alone.
 
-use ipc::wire::Fragment;
+use ipc::wire::{Fragment, MESSAGE_BYTES};
 
 use super::rtt::RttEstimator;
 use crate::serial;
@@ -38,8 +38,8 @@ pub struct Part<F> {
 /// What is sent under one sequence number.
 #[derive(Clone, Copy, Debug)]
 pub struct Piece<F> {
-    /// The message's tag.
-    pub tag: u64,
+    /// What the message says.
+    pub message: [u8; MESSAGE_BYTES],
     /// Its contents, or a fragment of them.
     pub part: Option<Part<F>>,
     /// Which fragment.
@@ -354,6 +354,23 @@ impl<F: Copy> Sender<F> {
             self.timeout_retransmissions += 1;
         }
         Due::Nothing
+    }
+
+    /// Takes back the last message if nothing of it was transmitted yet: its page frame, if it has one. `None` when
+    /// there is no such message.
+    pub fn withdraw(&mut self) -> Option<Option<F>> {
+        let waits = self.end.wrapping_sub(self.next);
+        // The last first fragment among what waits. What is before it belongs to a message that was begun.
+        let is_first = |&number: &u32| self.get(number).is_some_and(|slot| slot.piece.fragment.index == 0);
+        let first = (0..waits).map(|i| self.end.wrapping_sub(1 + i)).find(is_first)?;
+        let frame = self.get(first).and_then(|slot| slot.piece.part).map(|part| part.frame);
+        while self.end != first {
+            self.end = self.end.wrapping_sub(1);
+            if let Some(slot) = self.ring.get_mut(place(self.end)) {
+                *slot = None;
+            }
+        }
+        Some(frame)
     }
 
     /// Gives up all that waits or is on its way.

@@ -11,7 +11,7 @@ use ipc::wire::{ALL_STATIONS, Class, HEADER_BYTES, MacAddress};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::application::{Application, contents, tag};
+use super::application::{self, Application, contents};
 use super::surroundings::{Held, Leaving, QUEUE, Surroundings, WAITING};
 use crate::membership::{Event, Member, Profile, Timing, View};
 use crate::node::{Config, Node};
@@ -32,7 +32,7 @@ pub const TIMING: Timing = Timing {
 pub const LIMITS: Limits = Limits {
     rto: RtoLimits { initial: 10_000, min: 2_000, max: 60_000 },
     acknowledge_delay: 500,
-    windows: [32, 32, 64, 64],
+    windows: [32, 64, 32, 64],
     waiting_frames: WAITING,
     pages_in_card: 8,
     mtu: 9000,
@@ -273,7 +273,6 @@ impl World {
             );
             host.node.transmitted(token, &mut host.around);
         }
-        frame.resize(frame.len().max(60), 0);
         if self.hosts[at].on {
             self.carry(at, &frame);
         }
@@ -337,7 +336,7 @@ impl World {
     fn consume(&mut self, at: usize) {
         let host = &mut self.hosts[at];
         while let Some(delivery) = host.around.delivered.pop_front() {
-            let Delivery { node, class, tag, contents, receipt } = delivery;
+            let Delivery { node, class, message, contents, receipt } = delivery;
             let bytes = match contents {
                 Some((frame, bytes)) => {
                     host.around.hand(frame, Held::Application, Held::Free);
@@ -349,7 +348,7 @@ impl World {
             if let Some(peer) = host.node.view().get(node)
                 && self.distrusted != Some(node)
             {
-                host.application.take((node, peer.incarnation, mine, class as u8), tag, &bytes);
+                host.application.take((node, peer.incarnation, mine, class as u8), message, &bytes);
             }
             host.backlog.push_back(receipt);
         }
@@ -367,20 +366,20 @@ impl World {
         let Some(peer) = host.node.view().get(to) else { return false };
         let stream = (to, peer.incarnation, identity.incarnation, class as u8);
         let next = host.application.next(stream);
-        let tag = tag(class, bytes, *next);
+        let message = application::message(class, bytes, *next);
         let contents = if bytes == 0 {
             None
         } else {
             let Some(frame) = host.around.free() else { return false };
             host.around.memory[frame as usize][..usize::from(bytes)].copy_from_slice(&contents(
                 identity.node,
-                tag,
+                &message,
                 bytes,
             ));
             host.around.hand(frame, Held::Free, Held::Sending);
             Some((frame, bytes))
         };
-        match host.node.send(to, Message { class, tag, contents }) {
+        match host.node.send(to, Message { class, message, contents }) {
             Ok(()) => *next += 1,
             Err(SendError::Full) => {
                 if let Some((frame, _)) = contents {

@@ -4,7 +4,11 @@ use super::*;
 use crate::transport::rtt::RtoLimits;
 
 fn piece(frame: u32) -> Piece<u32> {
-    Piece { tag: 0, part: Some(Part { frame, offset: 0, bytes: 8 }), fragment: Fragment::WHOLE }
+    Piece {
+        message: [0; MESSAGE_BYTES],
+        part: Some(Part { frame, offset: 0, bytes: 8 }),
+        fragment: Fragment::WHOLE,
+    }
 }
 
 fn ack(next: u32, selective: u64) -> Acknowledgement {
@@ -141,6 +145,30 @@ fn a_peer_that_never_acknowledges_is_given_up() {
     assert_eq!((sender.deadline(&rtt), sender.ready()), (None, None));
     assert_eq!(done(&mut sender), [0]);
     assert!(sender.is_empty());
+}
+
+#[test]
+fn what_was_not_begun_can_be_taken_back() {
+    let mut sender = Sender::new();
+    let fragment = |frame, index, last| Piece { fragment: Fragment { index, last }, ..piece(frame) };
+    let pieces = [fragment(1, 0, false), fragment(1, 1, false), fragment(1, 2, true), piece(2)];
+    for piece in pieces.into_iter().chain([fragment(3, 0, false), fragment(3, 1, true)]) {
+        sender.queue(piece);
+    }
+    sender.queue(Piece { part: None, ..piece(0) });
+    sender.transmit(0, 0).unwrap();
+    assert_eq!([(); 4].map(|()| sender.withdraw()), [Some(None), Some(Some(3)), Some(Some(2)), None]);
+    // The rest of what was begun goes on.
+    for number in [1, 2] {
+        assert_eq!(sender.ready(), Some(number));
+        sender.transmit(number, 0).unwrap();
+    }
+    assert_eq!((sender.ready(), sender.withdraw(), sender.room()), (None, None, 61));
+    (0..3).for_each(|number| sender.completed(number));
+    sender.acknowledge(ack(3, 0), 1).unwrap();
+    assert_eq!((done(&mut sender), sender.is_empty()), (std::vec![1], true));
+    sender.queue(piece(4));
+    assert_eq!(sender.ready(), Some(3));
 }
 
 #[test]
