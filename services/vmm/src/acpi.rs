@@ -16,10 +16,12 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use ipc::abi::PAGE_SIZE;
+use ipc::guest::{Share, total_pages};
 use ipc::vcpu::memory_ranges;
 
 use crate::boot::layout;
 use crate::memory::GuestPhysAddr;
+use crate::topology::Topology;
 use crate::{ioapic, power};
 
 mod affinity;
@@ -43,6 +45,10 @@ pub const LOCAL_APIC_ADDRESS: u32 = 0xfee0_0000;
 pub const MAX_PROCESSORS: usize = 1024;
 /// Distance of a domain to itself (ACPI 6.5, 5.2.17).
 pub const LOCAL_DISTANCE: u8 = 10;
+/// Distance between two nodes. A page takes longer from another node than on any board with several sockets, so it is above
+/// Linux's `RECLAIM_DISTANCE` of 30: there Linux rather reclaims memory of its own node than take another's, and its
+/// scheduler balances load between the nodes only when threads start, not while they run.
+pub const REMOTE_DISTANCE: u8 = 40;
 
 const _: () = assert!(SCI_IRQ as u32 == power::SCI_GSI && IO_APIC_ADDRESS as u64 == ioapic::BASE);
 
@@ -99,25 +105,37 @@ pub struct Platform {
 }
 
 impl Platform {
-    /// A guest on one node: a single domain with processors of APIC IDs 0 to `vcpus` - 1 and `pages` pages of memory.
+    /// A guest of these shares: a domain for each, with its processors and its memory.
     #[must_use]
-    pub fn single_node(vcpus: u8, pages: u64, pic: LegacyPic) -> Self {
-        let domain = Domain(0);
+    pub fn spanning(shares: &[Share], pic: LegacyPic) -> Self {
+        let topology = Topology::of(shares);
+        let ranges = memory_ranges(total_pages(shares));
         let bytes = |pages: u64| pages.saturating_mul(PAGE_SIZE as u64);
-        Self {
-            processors: (0..vcpus).map(|id| Processor { apic_id: id.into(), domain }).collect(),
-            memory: memory_ranges(pages)
-                .into_iter()
-                .filter(|&(_, pages)| pages > 0)
-                .map(|(first, pages)| MemoryRange {
-                    start: GuestPhysAddr(bytes(first)),
-                    bytes: bytes(pages),
-                    domain,
-                })
-                .collect(),
-            distances: vec![vec![LOCAL_DISTANCE]],
-            pic,
+        let (mut processors, mut memory) = (Vec::new(), Vec::new());
+        let mut ids = topology.ids.into_iter();
+        // Pages of the shares before.
+        let mut before = 0_u64;
+        for (domain, share) in (0..).map(Domain).zip(shares) {
+            let own = ids.by_ref().take(share.vcpus.into());
+            processors.extend(own.map(|apic_id| Processor { apic_id, domain }));
+            let end = before.saturating_add(share.pages);
+            // The part of the share in each range of the guest's memory.
+            let mut passed = 0;
+            for (first, pages) in ranges {
+                let (from, to) = (before.max(passed), end.min(passed + pages));
+                if from < to {
+                    let start = GuestPhysAddr(bytes(first + (from - passed)));
+                    memory.push(MemoryRange { start, bytes: bytes(to - from), domain });
+                }
+                passed += pages;
+            }
+            before = end;
         }
+        let distance = |from, to| if from == to { LOCAL_DISTANCE } else { REMOTE_DISTANCE };
+        let domains = 0..shares.len();
+        let row = |from| domains.clone().map(|to| distance(from, to)).collect();
+        let distances = domains.clone().map(row).collect();
+        Self { processors, memory, distances, pic }
     }
 
     fn check(&self) -> Result<(), AcpiError> {
@@ -286,3 +304,15 @@ impl Area {
 }
 
 const _: () = assert!(layout::ACPI_START.0.is_multiple_of(Area::ALIGNMENT as u64));
+
+#[cfg(test)]
+pub mod testing {
+    //! Platforms for tests.
+    use super::{LegacyPic, Platform};
+    use ipc::guest::Share;
+
+    /// A guest on one node.
+    pub fn one_node(vcpus: u8, pages: u64, pic: LegacyPic) -> Platform {
+        Platform::spanning(&[Share { node: 0, vcpus, pages }], pic)
+    }
+}

@@ -4,7 +4,7 @@
 //! help are passed through by a list of names, so that what is new and unknown stays hidden ([`features`]). A look-up is two
 //! array accesses; what depends on the moment (APIC, CR4, XCR0) is put in then.
 //!
-//! Each vCPU is a core of its own, all in one package; a vCPU's number is its APIC ID.
+//! Each vCPU is a core of its own. Which of them are one package their APIC IDs say ([`crate::topology`]).
 
 mod build;
 mod features;
@@ -42,11 +42,12 @@ pub enum Pcid {
 /// What the guest is, as far as CPUID says it.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
-    /// vCPUs of the guest, 1 to 255.
+    /// vCPUs of the package, 1 to 255.
     pub vcpus: u8,
-    /// vCPUs that share a last-level cache: those of a node. From 1 to `vcpus`; where it is not a power of two the next one
-    /// is taken. In a guest of several nodes it must not reach beyond one: Linux does not believe in such a cache.
-    pub cache_sharers: u8,
+    /// Bits of an APIC ID that number the vCPUs of a package, enough for those, 8 at most.
+    pub core_bits: u32,
+    /// Bits of an APIC ID that number the vCPUs that share a last-level cache, from 0 to `core_bits`.
+    pub cache_bits: u32,
     /// Ticks of the TSC in a second.
     pub tsc_hz: NonZeroU64,
     /// See there.
@@ -146,6 +147,8 @@ pub struct Table {
     /// For leaves that are in no range: zeros on AMD, the highest basic leaf on Intel.
     beyond: Slot,
     values: Vec<Registers>,
+    /// Bits of an APIC ID that number the vCPUs of a package.
+    core_bits: u32,
     xcr0: u64,
     components: [Component; COMPONENTS],
 }
@@ -201,7 +204,9 @@ impl Table {
             },
             Patch::ExtendedFeatures => *edx &= features::without_apic(dynamic.apic),
             Patch::ExtendedTopology => {
-                *ebx |= dynamic.apic_id & 0xff;
+                // The core's number in its package, and the package's as that of the only node in it.
+                *ebx |= dynamic.apic_id & ((1 << self.core_bits) - 1);
+                *ecx |= dynamic.apic_id >> self.core_bits & 0xff;
                 return [dynamic.apic_id, *ebx, *ecx, *edx];
             }
         }

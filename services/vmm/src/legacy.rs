@@ -47,6 +47,12 @@ impl Legacy {
         Self { timebase, pics: [Pic::new(), Pic::new()], pit: Pit::new(), system: 0 }
     }
 
+    /// Whether one of them has this port, to read or to write.
+    #[must_use]
+    pub const fn answers(port: u16) -> bool {
+        matches!(port, 0x20 | 0x21 | 0xa0 | 0xa1 | 0x40..=0x43 | SYSTEM_PORT | KEYBOARD_COMMAND_PORT)
+    }
+
     /// Reads a port; `None` where nothing answers.
     pub fn read(&mut self, port: u16, now: u64) -> Option<u8> {
         let pit_ticks = || self.timebase.count(now, pit::HZ);

@@ -6,12 +6,14 @@
 //!
 //! * `instructions`: what exits by an instruction do.
 //! * `interrupts`: from a message to the vCPUs that it reaches; device lines.
+//! * `nodes`: what the platforms of a guest that spans nodes ask of each other.
 //! * `resume`: how a vCPU goes on.
 //! * `view`: guest memory and devices as an emulated instruction sees them.
 //! * `report`: how a guest ended.
 
 mod instructions;
 mod interrupts;
+mod nodes;
 mod report;
 mod resume;
 #[cfg(test)]
@@ -22,16 +24,19 @@ mod walks;
 use alloc::vec::Vec;
 use core::num::NonZeroU64;
 
-use ipc::guest::GuestConfig;
+use ipc::guest::{GuestConfig, Shares, total_pages};
 use ipc::vcpu::{DIRTY_SYSTEM, ExitReason, INTERCEPT_WALKS, PRIVATE_START, PortAccess, VcpuPage};
 
 use crate::acpi::{LegacyPic, Platform};
 use crate::apic::{self, LocalApic, Role};
 use crate::boot::{BootError, LoadError, ProcessorState, plan};
 use crate::clock::{Clock, Timebase};
+use crate::cluster::first_vcpu;
+use crate::cluster::message::{Access, Say};
 use crate::interrupt::{DestinationWidth, Processors};
 use crate::ioapic::IoApic;
 use crate::memory::{GuestMemory, GuestPhysAddr};
+use crate::topology::Topology;
 use crate::walk::Processor;
 use crate::walk_cache::WalkCache;
 use crate::{cpuid, msr, ports};
@@ -54,6 +59,10 @@ pub trait Host: GuestMemory {
     fn console_has_room(&mut self) -> bool;
     /// Writes bytes to the console, 16 at most.
     fn console(&mut self, bytes: &[u8]);
+    /// Tells the platform of another node, of a guest that spans nodes.
+    fn send(&mut self, node: u16, say: Say);
+    /// Has the platform of the first node do an access, and waits for what it gives: all ones when that never comes.
+    fn ask(&mut self, access: Access) -> u32;
 }
 
 /// What to do with an exit.
@@ -100,10 +109,19 @@ struct Cpu {
     code: resume::CodeCache,
 }
 
-/// What the guest is made of, besides its memory.
+/// What the guest is made of, besides its memory; of one that spans nodes, this node's part.
+///
+/// vCPUs are numbered from 0 on each node. Only for [`Processors`], and in what nodes tell each other, they have numbers among
+/// all of the guest's. The first share's node alone has devices: what the others access is done there.
 pub struct Machine {
     cpus: Vec<Cpu>,
+    /// All of the guest's.
     processors: Processors,
+    shares: Shares,
+    /// Which of them is this node's.
+    place: usize,
+    /// The number among all of the guest's of this node's first vCPU.
+    first_vcpu: usize,
     io_apic: IoApic,
     ports: ports::Devices,
     cpuid: cpuid::Table,
@@ -113,7 +131,8 @@ pub struct Machine {
     timebase: Timebase,
     /// What is added to the node's TSC to make the guest's.
     tsc_offset: u64,
-    entry: ProcessorState,
+    /// How the guest's first vCPU begins, where that one is.
+    entry: Option<ProcessorState>,
     console: Console,
     /// When the first vCPU comes for a device, in the guest's time.
     device_event: Option<u64>,
@@ -137,6 +156,10 @@ pub struct Sources<'a> {
     pub unix_seconds: u64,
     /// Pages from [`PRIVATE_START`] on, for the walk cache.
     pub private_pages: u32,
+    /// Which of the shares is this node's.
+    pub place: usize,
+    /// What is added to the node's TSC to make the guest's; `None` when the guest's time begins now.
+    pub tsc_offset: Option<u64>,
 }
 
 /// Why a guest cannot start.
@@ -164,28 +187,33 @@ impl core::fmt::Display for StartError {
 }
 
 impl Machine {
-    /// Makes a guest and loads its memory, which is all zeros.
+    /// Makes a node's part of a guest. The first node loads the guest's memory, which is all zeros.
     ///
     /// # Errors
     /// [`StartError`]: nothing has started.
     pub fn new<H: Host>(host: &mut H, sources: &Sources<'_>) -> Result<Self, StartError> {
-        let Sources { config, kernel, initrd, cpuid, tsc_hz, unix_seconds, private_pages } = *sources;
-        let plan = plan(kernel, initrd, &config.command_line, config.pages).map_err(StartError::Boot)?;
-        let platform = Platform::single_node(config.vcpus, config.pages, LegacyPic::Present);
-        let entry = plan.load(host, &platform).map_err(StartError::Load)?;
+        let Sources { config, cpuid, tsc_hz, unix_seconds, private_pages, place, .. } = *sources;
+        let shares = &config.shares;
+        let vcpus = shares.get(place).map_or(0, |share| share.vcpus);
+        let first_vcpu = first_vcpu(shares, place);
+        let entry = if place == 0 { Some(load(host, sources)?) } else { None };
+        // Nested paging writes to the guest's page tables at each walk: no two nodes could share an address space.
+        let walk_cache = config.walk_cache || shares.len() > 1;
+        let topology = Topology::of(shares);
         let policy = cpuid::Policy {
-            vcpus: config.vcpus,
-            cache_sharers: config.vcpus,
+            vcpus: topology.cores.get(place).copied().unwrap_or(0),
+            core_bits: topology.core_bits,
+            cache_bits: topology.cache_bits,
             tsc_hz,
-            pcid: if config.walk_cache { cpuid::Pcid::Always } else { cpuid::Pcid::AsNode },
+            pcid: if walk_cache { cpuid::Pcid::Always } else { cpuid::Pcid::AsNode },
         };
         let node_has_pcids = cpuid(1, 0)[2] >> 17 & 1 != 0;
         // The walk cache's tables have no protection keys: leaf 7 and the component of the extended state.
         let without_keys = |leaf: u32, subleaf: u32| {
             let [mut eax, ebx, mut ecx, edx] = cpuid(leaf, subleaf);
             match (leaf, subleaf) {
-                (7, 0) if config.walk_cache => ecx &= !(1 << 3),
-                (0xd, 0) if config.walk_cache => eax &= !(1 << 9),
+                (7, 0) if walk_cache => ecx &= !(1 << 3),
+                (0xd, 0) if walk_cache => eax &= !(1 << 9),
                 _ => {}
             }
             [eax, ebx, ecx, edx]
@@ -196,14 +224,14 @@ impl Machine {
         let processor =
             Processor { physical_bits: sizes.to_le_bytes()[0], gigabyte_pages: features >> 26 & 1 != 0 };
         let timebase = Timebase::new(tsc_hz);
-        // The guest's time begins now.
-        let tsc_offset = host.now().wrapping_neg();
-        let tables = private_pages / u32::from(config.vcpus.max(1));
-        let mut cpus = Vec::with_capacity(usize::from(config.vcpus));
-        for id in 0..u32::from(config.vcpus) {
-            let role = if id == 0 { Role::Bootstrap } else { Role::Application };
-            let walks = if config.walk_cache {
-                let base = PRIVATE_START + u64::from(id * tables) * ipc::abi::PAGE_SIZE as u64;
+        let tsc_offset = sources.tsc_offset.unwrap_or_else(|| host.now().wrapping_neg());
+        let tables = private_pages / u32::from(vcpus.max(1));
+        let mut cpus = Vec::with_capacity(usize::from(vcpus));
+        let own_ids = topology.ids.iter().skip(first_vcpu).take(vcpus.into());
+        for (number, &id) in (0_u32..).zip(own_ids) {
+            let is_first = first_vcpu == 0 && number == 0;
+            let walks = if walk_cache {
+                let base = PRIVATE_START + u64::from(number * tables) * ipc::abi::PAGE_SIZE as u64;
                 let pages = u16::try_from(tables.min(32_768)).unwrap_or(0);
                 let cache = WalkCache::new(processor, GuestPhysAddr(base), pages);
                 let cache = cache.ok_or(StartError::TooFewTables)?;
@@ -214,13 +242,13 @@ impl Machine {
             cpus.push(Cpu {
                 apic: LocalApic::new(apic::Config {
                     id,
-                    role,
+                    role: if is_first { Role::Bootstrap } else { Role::Application },
                     timebase,
                     physical_address_bits: processor.physical_bits,
                 }),
                 msrs: msr::Msrs::new(),
                 tsc_offset,
-                phase: if id == 0 { Phase::Running } else { Phase::WaitsForStartUp },
+                phase: if is_first { Phase::Running } else { Phase::WaitsForStartUp },
                 parked: false,
                 init_pending: false,
                 start_up: None,
@@ -230,10 +258,12 @@ impl Machine {
             });
         }
         let model = msr::Model::new(&cpuid, tsc_hz);
-        let ids: Vec<u32> = (0..u32::from(config.vcpus)).collect();
         Ok(Self {
             cpus,
-            processors: Processors::new(&ids).ok_or(StartError::TooManyVcpus)?,
+            processors: Processors::new(&topology.ids).ok_or(StartError::TooManyVcpus)?,
+            shares: shares.clone(),
+            place,
+            first_vcpu,
             io_apic: IoApic::new(DestinationWidth::Narrow),
             ports: ports::Devices::new(timebase, unix_seconds),
             cpuid,
@@ -353,10 +383,9 @@ impl Machine {
         self.resume(host, vcpu)
     }
 
-    /// A vCPU was started: the first one enters the kernel, the others wait.
+    /// A vCPU was started: the guest's first one enters the kernel, the others wait.
     fn started<H: Host>(&mut self, host: &mut H, vcpu: usize) {
-        if vcpu == 0 {
-            let entry = self.entry;
+        if let (0, Some(entry)) = (vcpu, self.entry) {
             self.begin(host, vcpu, &entry);
         }
     }
@@ -379,6 +408,14 @@ impl Machine {
 }
 
 const PAGE_FAULT: u8 = 14;
+
+/// Loads the guest's memory; how its first processor begins.
+fn load<H: Host>(host: &mut H, sources: &Sources<'_>) -> Result<ProcessorState, StartError> {
+    let Sources { config, kernel, initrd, .. } = *sources;
+    let plan = plan(kernel, initrd, &config.command_line, total_pages(&config.shares));
+    let platform = Platform::spanning(&config.shares, LegacyPic::Present);
+    plan.map_err(StartError::Boot)?.load(host, &platform).map_err(StartError::Load)
+}
 
 /// A leaf of CPUID as it is at the start.
 fn leaf(table: &cpuid::Table, leaf: u32) -> cpuid::Registers {

@@ -9,6 +9,7 @@
 extern crate alloc;
 
 mod files;
+mod link;
 mod node;
 mod program;
 mod report;

@@ -6,9 +6,11 @@ use ipc::vcpu::{MAX_VCPUS, VcpuPage};
 use rt::capability::Guest;
 use rt::guest::{StatePages, Window};
 use rt::syscall;
+use vmm::cluster::message::{Access, Say};
 use vmm::machine::Host;
 use vmm::memory::{GuestMemory, GuestPhysAddr, NotMemory};
 
+use crate::link::Link;
 use crate::terminal::Terminal;
 
 /// The node.
@@ -18,15 +20,21 @@ pub struct Node {
     pages: StatePages,
     /// The console.
     pub terminal: Terminal,
+    /// The way to the other nodes' platforms, when the guest spans nodes.
+    pub link: Option<Link>,
+    /// An exit left something to do: output that the console took not at once, or messages.
+    pub unfinished: bool,
     /// Of vCPUs whose exits are not answered yet.
     parked: [Token; MAX_VCPUS],
 }
 
 impl Node {
     /// The node of this guest; `None` when it was taken before.
-    pub fn take(guest: Guest, terminal: Terminal) -> Option<Self> {
+    pub fn take(guest: Guest, terminal: Terminal, link: Option<Link>) -> Option<Self> {
         let pages = StatePages::take(&guest)?;
-        Some(Self { guest, window: Window::new(&guest), pages, terminal, parked: [Token::NOBODY; MAX_VCPUS] })
+        let window = Window::new(&guest);
+        let parked = [Token::NOBODY; MAX_VCPUS];
+        Some(Self { guest, window, pages, terminal, link, unfinished: false, parked })
     }
 
     /// The guest that the manifest describes.
@@ -43,14 +51,14 @@ impl Node {
 
     /// Starts every vCPU; whether all of them were stopped.
     pub fn start(&mut self) -> bool {
-        (0..self.guest.vcpus).all(|vcpu| syscall::vcpu_start(self.guest.handle, vcpu).is_ok())
+        (0..self.guest.vcpus).all(|vcpu| syscall::vcpu_start(self.guest.handle, vcpu.into()).is_ok())
     }
 
     /// Stops every vCPU.
     pub fn stop(&mut self) {
         for vcpu in 0..self.guest.vcpus {
             // There are as many as the manifest says.
-            let _ = syscall::vcpu_stop(self.guest.handle, vcpu);
+            let _ = syscall::vcpu_stop(self.guest.handle, vcpu.into());
         }
         self.parked = [Token::NOBODY; MAX_VCPUS];
     }
@@ -116,6 +124,21 @@ impl Host for Node {
 
     fn console(&mut self, bytes: &[u8]) {
         self.terminal.write(bytes);
+        self.unfinished |= self.terminal.waits();
+    }
+
+    fn send(&mut self, node: u16, say: Say) {
+        if let Some(link) = &mut self.link {
+            link.send(node, say);
+            self.unfinished |= link.waits();
+        }
+    }
+
+    fn ask(&mut self, access: Access) -> u32 {
+        let Some(link) = &mut self.link else { return u32::MAX };
+        let value = link.ask(access);
+        self.unfinished |= link.waits();
+        value
     }
 
     fn unpark(&mut self, vcpu: usize) {

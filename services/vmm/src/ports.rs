@@ -70,6 +70,25 @@ impl Source {
     }
 }
 
+/// Whether an access of so many bytes reaches a device, and not only an empty bus, which reads as all ones.
+#[must_use]
+pub const fn answers(port: u16, bytes: u8) -> bool {
+    let mut at = 0;
+    while at < bytes {
+        let there = match port.checked_add(at as u16) {
+            Some(power::RESET_PORT) => bytes == 1,
+            Some(COM1_PORT..=COM1_LAST | rtc::INDEX_PORT | rtc::DATA_PORT | 0x600..=0x60b) => true,
+            Some(port) => Legacy::answers(port),
+            None => false,
+        };
+        if there {
+            return true;
+        }
+        at += 1;
+    }
+    false
+}
+
 /// The devices at fixed ports. `now` is in ticks ([`crate::clock`]).
 #[derive(Clone, Debug)]
 pub struct Devices {

@@ -1,17 +1,23 @@
 //! The loop: exits, calls, the console, and the guest's life from start to end.
+//!
+//! * `span`: the life of a guest that spans nodes.
 
+mod span;
+
+use alloc::rc::Rc;
+use core::cell::RefCell;
 use core::fmt::{self, Write};
 use core::num::NonZeroU64;
 use core::time::Duration;
 
 use ipc::abi::{Label, NEVER, RECEIVE_MESSAGES, Token};
-use ipc::guest::AtEnd;
+use ipc::guest::{AtEnd, total_pages, total_vcpus};
 use ipc::interfaces::ept;
 use ipc::interfaces::vmm::{GuestStatus, INTERFACE, Server, dispatch};
 use ipc::message::{Caller, Message, Refused};
 use ipc::vcpu::{ExitReason, RESUME_AS_BEFORE};
 use rt::capability::{Endpoint, Ports};
-use rt::membership::{self, Membership};
+use rt::membership;
 use rt::page::Page;
 use rt::start::Start;
 use rt::syscall::{self, Received, StopKind, Width};
@@ -19,6 +25,7 @@ use vmm::machine::{Disposition, Machine, Sources};
 use vmm::node_clock;
 
 use crate::files::{Files, files};
+use crate::link::{Beats, Link};
 use crate::node::Node;
 use crate::terminal::Terminal;
 
@@ -34,12 +41,14 @@ pub struct Program {
     files: Option<Files>,
     machine: Option<Machine>,
     memory: ept::Client<Endpoint>,
-    membership: Membership<Endpoint>,
+    beats: Beats,
     memory_lost: u64,
     starts: u64,
     last_end: Text,
     /// The console took no more bytes.
     console_waits: bool,
+    /// When to look who is there, of a guest that spans nodes.
+    look_due: u64,
     /// When something is to be done that no message asks for.
     due: u64,
 }
@@ -54,15 +63,6 @@ impl Program {
             Ok(endpoint) => ept::Client::new(endpoint),
             Err(missing) => panic!("{missing}"),
         };
-        let node = match start.guest() {
-            Ok(guest) => Node::take(guest, Terminal::open(start)),
-            Err(_) => {
-                defmt::warn!(
-                    "no guest can run on this node: its processor has no AMD SVM with nested paging"
-                );
-                None
-            }
-        };
         let files = match files(start) {
             Ok(files) => Some(files),
             Err(error) => {
@@ -70,31 +70,53 @@ impl Program {
                 None
             }
         };
+        let beats = Rc::new(RefCell::new(membership::own(env!("CARGO_PKG_VERSION"), Some(INTERFACE))));
+        let node = Self::node(start, files.as_ref(), &beats);
         Self {
             start,
             node,
             files,
             machine: None,
             memory,
-            membership: membership::own(env!("CARGO_PKG_VERSION"), Some(INTERFACE)),
+            beats,
             memory_lost: start.incoming("memory-lost").unwrap_or(0),
             starts: 0,
             last_end: Text::new(),
             console_waits: false,
+            look_due: NEVER,
             due: 0,
         }
     }
 
+    /// The node, if it can run the guest or its part of it.
+    fn node(start: &Start<'_>, files: Option<&Files>, beats: &Beats) -> Option<Node> {
+        let Ok(guest) = start.guest() else {
+            defmt::warn!("no guest can run on this node: its processor has no AMD SVM with nested paging");
+            return None;
+        };
+        let spanning = files.map(|files| &files.config).filter(|config| config.shares.len() > 1);
+        let link = match spanning {
+            Some(config) => Some(Link::open(start, config, beats)?),
+            None => None,
+        };
+        let has_console = link.as_ref().is_none_or(|link| link.cluster.is_first());
+        let terminal = if has_console { Terminal::open(start) } else { Terminal::none() };
+        Node::take(guest, terminal, link)
+    }
+
     /// Serves for ever.
     pub fn run(mut self) -> ! {
-        if self.start.generation() > 0 && self.node.is_some() {
+        if self.spans() {
+            self.begin_spanning();
+        } else if self.start.generation() > 0 && self.node.is_some() {
             // The guest of the life before is gone with it.
             self.over("crashed: its platform failed and was restarted");
         } else {
             self.start_guest();
         }
         let own = self.start.service() as usize;
-        let bits = self.memory_lost | self.node.as_ref().map_or(0, |node| node.terminal.bits());
+        let of_node = |node: &Node| node.terminal.bits() | node.link.as_ref().map_or(0, Link::bits);
+        let bits = self.memory_lost | self.node.as_ref().map_or(0, of_node);
         let mut reply = (Token::NOBODY, Message::default());
         loop {
             let received = syscall::receive(reply.0, reply.1, RECEIVE_MESSAGES | bits, self.due);
@@ -122,7 +144,8 @@ impl Program {
                 if self.console_waits {
                     self.console_ready();
                 }
-                membership::keep(&mut self.membership, rt::now());
+                self.attend_nodes();
+                membership::keep(&mut self.beats.borrow_mut(), rt::now());
                 self.due = self.deadline();
             }
         }
@@ -130,7 +153,9 @@ impl Program {
 
     fn deadline(&self) -> u64 {
         let retry = if self.console_waits { rt::deadline_in(CONSOLE_RETRY) } else { NEVER };
-        self.membership.due().min(retry)
+        let link = self.node.as_ref().and_then(|node| node.link.as_ref());
+        let again = link.map_or(NEVER, Link::due);
+        self.beats.borrow().due().min(retry).min(self.look_due).min(again)
     }
 
     /// An exit of a vCPU; its answer, when it is answered now.
@@ -142,9 +167,8 @@ impl Program {
         // The kernel numbers them.
         let vcpu = usize::try_from(vcpu).unwrap_or(0);
         let disposition = machine.exit(node, vcpu, reason, [first, second, third]);
-        if node.terminal.waits() && !self.console_waits {
-            self.console_waits = true;
-            self.due = self.due.min(rt::deadline_in(CONSOLE_RETRY));
+        if node.unfinished {
+            self.finish_soon();
         }
         match disposition {
             Disposition::Resume => Some(Message::default()),
@@ -152,7 +176,7 @@ impl Program {
                 Some(Message { label: Label::new(RESUME_AS_BEFORE, 0), ..Message::default() })
             }
             Disposition::Park => {
-                node.park(vcpu, token);
+                self.node.as_mut()?.park(vcpu, token);
                 None
             }
             Disposition::Ended => {
@@ -162,7 +186,22 @@ impl Program {
         }
     }
 
+    /// An exit left something to do: it is done after the exit is answered.
+    #[cold]
+    fn finish_soon(&mut self) {
+        let Some(node) = &mut self.node else { return };
+        node.unfinished = false;
+        if node.terminal.waits() && !self.console_waits {
+            self.console_waits = true;
+            self.due = self.due.min(rt::deadline_in(CONSOLE_RETRY));
+        }
+        if node.link.as_ref().is_some_and(Link::waits) {
+            self.due = 0;
+        }
+    }
+
     fn notified(&mut self, bits: u64) {
+        self.notified_by_nodes(bits);
         if bits & self.memory_lost != 0
             && let (Some(node), Some(machine)) = (&mut self.node, &mut self.machine)
         {
@@ -195,6 +234,9 @@ impl Program {
 
     /// Starts the guest; whether it runs now.
     fn start_guest(&mut self) -> bool {
+        if self.spans() {
+            return self.start_spanning();
+        }
         let (Some(node), Some(files), None) = (&mut self.node, &self.files, &self.machine) else {
             return false;
         };
@@ -207,15 +249,17 @@ impl Program {
             tsc_hz,
             unix_seconds: unix_seconds(self.start),
             private_pages: node.guest().private_pages,
+            place: 0,
+            tsc_offset: None,
         };
         self.starts += 1;
         match Machine::new(node, &sources) {
             Ok(machine) => {
                 let started = node.start();
                 defmt::info!(
-                    "guest started: {=u8} vCPUs, {=u64} MiB",
-                    files.config.vcpus,
-                    files.config.pages / 256
+                    "guest started: {=u32} vCPUs, {=u64} MiB",
+                    total_vcpus(&files.config.shares),
+                    total_pages(&files.config.shares) / 256
                 );
                 self.machine = started.then_some(machine);
                 if !started {
@@ -229,6 +273,9 @@ impl Program {
 
     /// The guest has ended by itself: tells how, and goes on as the configuration says.
     fn ended(&mut self) {
+        if self.spans() {
+            return self.ended_spanning();
+        }
         let Some(machine) = self.machine.take() else { return };
         if let Some(node) = &mut self.node {
             node.stop();
@@ -255,10 +302,7 @@ impl Program {
             self.start_guest();
             return;
         }
-        rt::sleep(LAST_WORDS);
-        if let Err(error) = syscall::stop_node(StopKind::PowerOff) {
-            defmt::error!("the node does not power off: {}", defmt::Display2Format(&error));
-        }
+        power_off();
     }
 
     /// Gives the guest's memory back.
@@ -295,7 +339,9 @@ impl Server for Program {
     }
 
     fn stop(&mut self, _caller: Caller) -> Result<GuestStatus, Refused> {
-        if self.machine.take().is_some() {
+        if self.spans() {
+            self.stop_spanning();
+        } else if self.machine.take().is_some() {
             if let Some(node) = &mut self.node {
                 node.stop();
             }
@@ -308,6 +354,14 @@ impl Server for Program {
 
     fn status(&mut self, _caller: Caller) -> Result<GuestStatus, Refused> {
         Ok(self.status_now())
+    }
+}
+
+/// Powers the node off, when the log is out.
+fn power_off() {
+    rt::sleep(LAST_WORDS);
+    if let Err(error) = syscall::stop_node(StopKind::PowerOff) {
+        defmt::error!("the node does not power off: {}", defmt::Display2Format(&error));
     }
 }
 

@@ -30,6 +30,11 @@ impl Terminal {
         Self { line, interrupt: start.interrupt("console-irq", 0).ok(), pending: [0; PIECE], count: 0 }
     }
 
+    /// No port: the guest's console is on another node.
+    pub const fn none() -> Self {
+        Self { line: None, interrupt: None, pending: [0; PIECE], count: 0 }
+    }
+
     /// The notification bits of its interrupt.
     pub fn bits(&self) -> u64 {
         self.interrupt.map_or(0, |interrupt| interrupt.bits)

@@ -7,6 +7,7 @@ use std::vec::Vec;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::testing::one_node;
 use super::*;
 use reader::{Aml, names};
 
@@ -100,7 +101,7 @@ fn big() -> Platform {
 
 #[test]
 fn the_fixed_hardware_is_where_the_specification_has_it() {
-    let tables = tables(&build(&Platform::single_node(1, 1 << 16, LegacyPic::Absent)).unwrap());
+    let tables = tables(&build(&one_node(1, 1 << 16, LegacyPic::Absent)).unwrap());
     let fadt = &tables["FACP"];
     assert_eq!((fadt.len(), fadt[8], fadt[131]), (276, 6, 5), "length, major and minor version");
     assert_eq!(u16_at(fadt, 46), 9, "SCI_INT");
@@ -157,7 +158,7 @@ fn the_madt_has_short_entries_below_255_and_long_ones_above() {
 
 #[test]
 fn a_small_guest_has_no_x2apic_entries_and_says_that_there_is_no_pic() {
-    let tables = tables(&build(&Platform::single_node(2, 1 << 16, LegacyPic::Absent)).unwrap());
+    let tables = tables(&build(&one_node(2, 1 << 16, LegacyPic::Absent)).unwrap());
     assert_eq!(u32_at(&tables["APIC"], 40), 0);
     let kinds: Vec<u8> = entries(&tables["APIC"][44..]).iter().map(|entry| entry.0).collect();
     assert_eq!(kinds, [0, 0, 1, 2, 2, 4]);
@@ -235,12 +236,12 @@ fn the_dsdt_names_the_devices() {
 #[test]
 fn one_node_is_one_domain_with_all_memory() {
     let pages = (0xc000_0000 + 0x1000_0000) / 4096;
-    let platform = Platform::single_node(3, pages, LegacyPic::Present);
+    let platform = one_node(3, pages, LegacyPic::Present);
     assert_eq!(platform.processors, [processor(0, 0), processor(1, 0), processor(2, 0)]);
     let ranges: Vec<_> =
         platform.memory.iter().map(|range| (range.start.0, range.bytes, range.domain.0)).collect();
     assert_eq!(ranges, [(0, 0xc000_0000, 0), (0x1_0000_0000, 0x1000_0000, 0)]);
-    assert_eq!(Platform::single_node(1, 0x100, LegacyPic::Present).memory.len(), 1);
+    assert_eq!(one_node(1, 0x100, LegacyPic::Present).memory.len(), 1);
     let slit = &tables(&build(&platform).unwrap())["SLIT"];
     assert_eq!((u64_at(slit, 36), &slit[44..]), (1, &[10][..]));
 }

@@ -24,7 +24,8 @@ struct Builder<'a> {
     node: Node<'a>,
     table: Table,
     vcpus: u32,
-    cache_sharers: u32,
+    core_bits: u32,
+    cache_bits: u32,
     node_basic_max: u32,
     node_extended_max: u32,
 }
@@ -36,6 +37,8 @@ pub fn table(node: Node<'_>, policy: &Policy) -> Table {
         b"AuthenticAMD" | b"HygonGenuine" => Vendor::Amd,
         _ => Vendor::Intel,
     };
+    let vcpus = u32::from(policy.vcpus.max(1));
+    let core_bits = policy.core_bits.clamp(vcpus.next_power_of_two().trailing_zeros(), 8);
     let table = Table {
         vendor,
         basic: [Slot::ZEROS; BASIC_LEAVES],
@@ -43,15 +46,16 @@ pub fn table(node: Node<'_>, policy: &Policy) -> Table {
         extended: [Slot::ZEROS; EXTENDED_LEAVES],
         beyond: Slot::ZEROS,
         values: Vec::new(),
+        core_bits,
         xcr0: 0,
         components: [Component::default(); COMPONENTS],
     };
-    let vcpus = u32::from(policy.vcpus.max(1));
     let mut builder = Builder {
         node,
         table,
         vcpus,
-        cache_sharers: u32::from(policy.cache_sharers).clamp(1, vcpus).next_power_of_two(),
+        core_bits,
+        cache_bits: policy.cache_bits.min(core_bits),
         node_basic_max: basic_max,
         // A node without extended leaves answers with something else.
         node_extended_max: if extended_max & 0xffff_0000 == EXTENDED { extended_max } else { EXTENDED },
@@ -110,11 +114,6 @@ impl Builder<'_> {
 
     fn is_amd(&self) -> bool {
         self.table.vendor == Vendor::Amd
-    }
-
-    /// Bits of an APIC ID that number the cores.
-    fn core_bits(&self) -> u32 {
-        self.vcpus.next_power_of_two().trailing_zeros()
     }
 
     /// Leaf 0xd, and which parts of the state there are: those that the kernel's area has room for.
@@ -185,7 +184,7 @@ impl Builder<'_> {
         let mut edx = edx & features::LEAF_1_EDX | features::APIC;
         edx |= if self.vcpus > 1 { features::HTT } else { 0 };
         // AMD counts the processors, Intel the numbers that they can have.
-        let numbers = if self.is_amd() { self.vcpus } else { self.vcpus.next_power_of_two().min(255) };
+        let numbers = if self.is_amd() { self.vcpus } else { (1 << self.core_bits).min(255) };
         let ebx = ebx & 0xffff | numbers << 16;
         self.put_patched(1, [signature, ebx, ecx, edx], Patch::Features);
         if !self.is_amd() {
@@ -222,7 +221,7 @@ impl Builder<'_> {
         const THREADS: u32 = 1 << 8;
         const CORES: u32 = 2 << 8;
         let threads = [0, 1, THREADS, 0];
-        let cores = [self.core_bits(), self.vcpus, CORES, 0];
+        let cores = [self.core_bits, self.vcpus, CORES, 0];
         self.put_indexed(0xb, &[threads, cores], Patch::Topology);
     }
 
@@ -235,8 +234,8 @@ impl Builder<'_> {
             if eax & 0x1f == 0 {
                 break;
             }
-            let sharers = if eax >> 5 & 7 >= 3 { self.cache_sharers } else { 1 };
-            let cores = if self.is_amd() { 0 } else { (self.vcpus.next_power_of_two() - 1).min(63) };
+            let sharers = if eax >> 5 & 7 >= 3 { 1 << self.cache_bits } else { 1 };
+            let cores = if self.is_amd() { 0 } else { ((1 << self.core_bits) - 1).min(63) };
             subleaves.push([eax & 0x3ff | (sharers - 1) << 14 | cores << 26, ebx, ecx, edx & 7]);
         }
         self.put_indexed(leaf, &subleaves, Patch::None);
@@ -296,9 +295,9 @@ impl Builder<'_> {
             let registers = self.node(leaf, 0);
             self.put(leaf, registers);
         }
-        // L2 and L3. Old AMD processors have one L3 for the package, and Linux finds that here: not in a guest of nodes.
+        // L2 and L3. Old AMD processors have one L3 for the package, and Linux finds that here: not in a package of nodes.
         let [eax, ebx, ecx, edx] = self.node(EXTENDED + 6, 0);
-        let edx = if self.cache_sharers >= self.vcpus { edx } else { 0 };
+        let edx = if self.cache_bits >= self.core_bits { edx } else { 0 };
         self.put(EXTENDED + 6, [eax, ebx, ecx, edx]);
         let [_, _, _, edx] = self.node(EXTENDED + 7, 0);
         self.put(EXTENDED + 7, [0, 0, 0, edx & features::INVARIANT_TSC]);
@@ -306,13 +305,13 @@ impl Builder<'_> {
         // Physical bits as they are, linear ones without a fifth level.
         let [sizes, ebx, _, _] = self.node(EXTENDED + 8, 0);
         let sizes = sizes & 0xff | (sizes >> 8 & 0xff).min(48) << 8;
-        let cores = if self.is_amd() { (self.vcpus - 1) | self.core_bits() << 12 } else { 0 };
+        let cores = if self.is_amd() { (self.vcpus - 1) | self.core_bits << 12 } else { 0 };
         self.put(EXTENDED + 8, [sizes, ebx & features::EXTENDED_8_EBX, cores, 0]);
 
         if !self.is_amd() {
             return;
         }
-        // TLBs for pages of 1 GiB; hints; each core's number, in node 0 of 1; more features.
+        // TLBs for pages of 1 GiB; hints; each core's number, one node in a package; more features.
         let [eax, ebx, ..] = self.node(EXTENDED + 0x19, 0);
         self.put(EXTENDED + 0x19, [eax, ebx, 0, 0]);
         let [eax, ..] = self.node(EXTENDED + 0x1a, 0);

@@ -9,7 +9,8 @@ const NODES: [&Node; 3] = [MAX, EPYC, SKYLAKE];
 fn policy(vcpus: u8) -> Policy {
     Policy {
         vcpus,
-        cache_sharers: vcpus,
+        core_bits: u32::from(vcpus).next_power_of_two().trailing_zeros(),
+        cache_bits: 8,
         tsc_hz: NonZeroU64::new(2_400_000_000).unwrap(),
         pcid: Pcid::AsNode,
     }
@@ -333,16 +334,16 @@ fn each_vcpu_is_a_core_of_one_package() {
 
 #[test]
 fn caches_are_shared_as_told() {
-    let shared = |node: &Node, leaf, cache_sharers| {
-        let table = Table::new(cpuid(node), &Policy { cache_sharers, ..policy(4) });
+    let shared = |node: &Node, leaf, cache_bits| {
+        let table = Table::new(cpuid(node), &Policy { cache_bits, ..policy(4) });
         let caches = [0, 1, 2, 3].map(|subleaf| get(&table, leaf, subleaf)[0] >> 14 & 0xfff);
         assert_eq!(get(&table, leaf, 4), [0; 4]);
         (caches, get(&table, 0x8000_0006, 0)[3] != 0)
     };
-    assert_eq!(shared(SKYLAKE, 4, 4), ([0, 0, 0, 3], true));
-    assert_eq!(shared(SKYLAKE, 4, 2), ([0, 0, 0, 1], false));
-    assert_eq!(shared(EPYC, 0x8000_001d, 3), ([0, 0, 0, 3], true));
-    assert_eq!(shared(EPYC, 0x8000_001d, 1), ([0; 4], false));
+    assert_eq!(shared(SKYLAKE, 4, 2), ([0, 0, 0, 3], true));
+    assert_eq!(shared(SKYLAKE, 4, 1), ([0, 0, 0, 1], false));
+    assert_eq!(shared(EPYC, 0x8000_001d, 2), ([0, 0, 0, 3], true));
+    assert_eq!(shared(EPYC, 0x8000_001d, 0), ([0; 4], false));
     assert_eq!(get(&table(SKYLAKE, 4), 4, 3), [0x0c00_c163, 0x03c0_003f, 0x3fff, 6]);
     // AMD has no leaf 4, Intel no 0x8000001d.
     assert_eq!(get(&table(EPYC, 4), 4, 0), [0; 4]);
@@ -390,7 +391,8 @@ fn hostile_nodes_and_leaves_never_panic() {
         };
         let policy = Policy {
             vcpus: random.random(),
-            cache_sharers: random.random(),
+            core_bits: random.random(),
+            cache_bits: random.random(),
             tsc_hz: NonZeroU64::new(random.random::<u64>().max(1)).unwrap(),
             pcid: Pcid::AsNode,
         };

@@ -193,8 +193,7 @@ impl Machine {
             apic::Effect::None => {}
             apic::Effect::Send(interrupt) => self.deliver(host, interrupt, Some(vcpu), Some(vcpu)),
             apic::Effect::EndOfInterrupt(vector) => {
-                let messages = self.io_apic.end_of_interrupt(vector);
-                self.deliver_all(host, messages, Some(vcpu));
+                self.end_of_interrupt(host, vector, Some(vcpu));
             }
         }
         Ok(())
@@ -258,10 +257,12 @@ impl Machine {
     }
 
     pub(super) fn port_read<H: Host>(&mut self, host: &mut H, vcpu: usize, port: u16, bytes: usize) -> u32 {
-        let now = self.guest_now(host);
-        let value = self.ports.read(port, u8::try_from(bytes).unwrap_or(1), now);
-        self.device_changed(host, vcpu, port);
-        value
+        let bytes = u8::try_from(bytes).unwrap_or(1);
+        if self.has_devices() {
+            self.read_port(host, Some(vcpu), port, bytes)
+        } else {
+            Self::ask_port(host, port, bytes, None)
+        }
     }
 
     pub(super) fn port_write<H: Host>(
@@ -272,24 +273,61 @@ impl Machine {
         bytes: usize,
         value: u32,
     ) {
-        let now = self.guest_now(host);
-        match self.ports.write(port, u8::try_from(bytes).unwrap_or(1), value, now) {
-            PortEffect::None => {}
-            PortEffect::Output => self.drain(host),
-            PortEffect::Power(PowerEvent::Off) => self.end_with(host, vcpu, End::PoweredOff),
-            PortEffect::Power(PowerEvent::Reset) => self.end_with(host, vcpu, End::Reset),
+        let bytes = u8::try_from(bytes).unwrap_or(1);
+        if self.has_devices() {
+            self.write_port(host, Some(vcpu), port, bytes, value);
+        } else {
+            Self::ask_port(host, port, bytes, Some(value));
         }
-        self.device_changed(host, vcpu, port);
+    }
+
+    /// Reads a port of a device that is here. `current` is the vCPU whose exit this is, if it is one.
+    pub(super) fn read_port<H: Host>(
+        &mut self,
+        host: &mut H,
+        current: Option<usize>,
+        port: u16,
+        bytes: u8,
+    ) -> u32 {
+        let now = self.guest_now(host);
+        let value = self.ports.read(port, bytes, now);
+        self.device_changed(host, current, port);
+        value
+    }
+
+    /// Writes it.
+    pub(super) fn write_port<H: Host>(
+        &mut self,
+        host: &mut H,
+        current: Option<usize>,
+        port: u16,
+        bytes: u8,
+        value: u32,
+    ) {
+        let now = self.guest_now(host);
+        let end = match self.ports.write(port, bytes, value, now) {
+            PortEffect::None => None,
+            PortEffect::Output => {
+                self.drain(host);
+                None
+            }
+            PortEffect::Power(PowerEvent::Off) => Some(End::PoweredOff),
+            PortEffect::Power(PowerEvent::Reset) => Some(End::Reset),
+        };
+        if let Some(end) = end {
+            self.end_with(host, current.unwrap_or(0), end);
+        }
+        self.device_changed(host, current, port);
     }
 
     /// A device may have changed its line, and when it changes it next by itself: the first vCPU comes then.
-    fn device_changed<H: Host>(&mut self, host: &mut H, vcpu: usize, port: u16) {
+    fn device_changed<H: Host>(&mut self, host: &mut H, current: Option<usize>, port: u16) {
         if Source::at(port).is_none() {
             return;
         }
-        self.update_lines(host, Some(vcpu));
+        self.update_lines(host, current);
         let now = self.guest_now(host);
-        if vcpu != 0 && self.ports.next_event(now) != self.device_event {
+        if current != Some(0) && self.ports.next_event(now) != self.device_event {
             host.kick(0);
         }
     }

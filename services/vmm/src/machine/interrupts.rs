@@ -14,9 +14,19 @@ impl Machine {
         sender: Option<usize>,
         current: Option<usize>,
     ) {
-        let cpus = &self.cpus;
-        let priority = |vcpu: usize| cpus.get(vcpu).and_then(|cpu| cpu.apic.arbitration_priority());
-        for vcpu in self.processors.resolve(&interrupt, sender, priority) {
+        let (cpus, first, mine) =
+            (&self.cpus, self.first_vcpu, self.first_vcpu..self.first_vcpu + self.cpus.len());
+        let priority = |vcpu: usize| match cpus.get(vcpu.wrapping_sub(first)) {
+            Some(cpu) => cpu.apic.arbitration_priority(),
+            // Another node's priorities are not known here: each is taken for one that does nothing and takes interrupts.
+            None => Some(0),
+        };
+        for vcpu in self.processors.resolve(&interrupt, sender.map(|vcpu| vcpu + first), priority) {
+            if !mine.contains(&vcpu) {
+                self.signal_elsewhere(host, vcpu, &interrupt);
+                continue;
+            }
+            let vcpu = vcpu - first;
             if self.signal(host, vcpu, &interrupt) && current != Some(vcpu) {
                 host.kick(vcpu);
             }
@@ -24,7 +34,7 @@ impl Machine {
     }
 
     /// Tells one vCPU; whether it has to look.
-    fn signal<H: Host>(&mut self, host: &mut H, vcpu: usize, interrupt: &Interrupt) -> bool {
+    pub(super) fn signal<H: Host>(&mut self, host: &mut H, vcpu: usize, interrupt: &Interrupt) -> bool {
         let Some(cpu) = self.cpus.get_mut(vcpu) else { return false };
         match interrupt.delivery {
             DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
@@ -44,7 +54,8 @@ impl Machine {
                 if cpu.parked {
                     self.start_up(host, vcpu, interrupt.vector);
                     host.unpark(vcpu);
-                } else if cpu.init_pending {
+                } else if cpu.init_pending || cpu.phase == Phase::WaitsForStartUp {
+                    // One that waits and is not parked has not come to its wait yet.
                     cpu.start_up = Some(interrupt.vector);
                 }
                 // Others ignore it (Intel SDM 3A, 9.4.3).

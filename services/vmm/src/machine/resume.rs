@@ -300,7 +300,8 @@ impl Machine {
         self.begin(host, vcpu, &state);
     }
 
-    /// Whether nothing can wake any vCPU again: then the guest is over.
+    /// Whether nothing can wake any vCPU again: then the guest is over. Nobody knows that of a guest that spans nodes, whose
+    /// interrupts may be on their way.
     fn all_halted<H: Host>(&mut self, host: &mut H, vcpu: usize) -> bool {
         let dead = |(index, cpu): (usize, &super::Cpu)| match cpu.phase {
             Phase::WaitsForStartUp => true,
@@ -310,7 +311,7 @@ impl Machine {
                 index == vcpu || !takes && !cpu.nmi_pending && cpu.start_up.is_none()
             }
         };
-        let all = self.cpus.iter().enumerate().all(dead);
+        let all = self.shares.len() <= 1 && self.cpus.iter().enumerate().all(dead);
         if all {
             self.end_with(host, vcpu, End::HaltedForEver);
         }

@@ -1,19 +1,23 @@
 //! A guest on a node of the tests: the node keeps what the hardware would, and a test makes the exits.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::vec::Vec;
 
 use ipc::abi::{NEVER, PAGE_SIZE};
-use ipc::guest::AtEnd;
+use ipc::guest::{AtEnd, Share};
 use ipc::vcpu::{BLOCKED_BY_SHADOW, EntryControl, Mode, SystemState};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::*;
+use crate::cluster::message::Message;
 use crate::memory::{NotMemory, testing::Ram};
 
 mod ends;
 mod hostile;
 mod instructions;
 mod interrupts;
+mod nodes;
 mod start;
 
 const MIB: usize = 1 << 20;
@@ -52,6 +56,12 @@ struct Node {
     unparked: Vec<usize>,
     output: Vec<u8>,
     console_is_full: bool,
+    /// Its number.
+    number: u16,
+    /// What it said to the platforms of other nodes.
+    sent: Vec<(u16, Say)>,
+    /// The first node, when that is another.
+    first: Option<Rc<RefCell<Guest>>>,
 }
 
 impl Node {
@@ -67,6 +77,9 @@ impl Node {
             unparked: Vec::new(),
             output: Vec::new(),
             console_is_full: false,
+            number: 1,
+            sent: Vec::new(),
+            first: None,
         }
     }
 
@@ -175,6 +188,20 @@ impl Host for Node {
         assert!(bytes.len() <= 16);
         self.output.extend_from_slice(bytes);
     }
+
+    fn send(&mut self, node: u16, say: Say) {
+        self.sent.push((node, say));
+    }
+
+    fn ask(&mut self, access: Access) -> u32 {
+        let Some(first) = &self.first else { return u32::MAX };
+        let mut first = first.borrow_mut();
+        first.tell(self.number, Say::Access { id: 7, access });
+        match first.node.sent.pop() {
+            Some((to, Say::Answer { id: 7, value })) if to == self.number => value,
+            other => panic!("{other:?} is no answer"),
+        }
+    }
 }
 
 /// Whether the walk cache is on.
@@ -195,15 +222,23 @@ struct Guest {
 impl Guest {
     /// A guest whose vCPUs have not started.
     fn made(vcpus: u8, walks: Walks) -> Self {
+        let pages = (GUEST_BYTES / PAGE_SIZE) as u64;
+        Self::part(&[Share { node: 1, vcpus, pages }], 0, walks)
+    }
+
+    /// A node's part of a guest that has these shares.
+    fn part(shares: &[Share], place: usize, walks: Walks) -> Self {
+        let Share { node: number, vcpus, .. } = shares[place];
         let config = GuestConfig {
-            vcpus,
-            pages: (GUEST_BYTES / PAGE_SIZE) as u64,
+            shares: shares.iter().copied().collect(),
+            patience_s: 1,
             command_line: "quiet".try_into().unwrap(),
             walk_cache: walks == Walks::Cached,
             at_end: AtEnd::Stay,
         };
-        let private_pages = if walks == Walks::Cached { PRIVATE_PAGES * usize::from(vcpus) } else { 0 };
-        let mut node = Node::new(vcpus.into(), private_pages * PAGE_SIZE);
+        let private_pages =
+            if walks == Walks::Cached || shares.len() > 1 { PRIVATE_PAGES * usize::from(vcpus) } else { 0 };
+        let mut node = Node { number, ..Node::new(vcpus.into(), private_pages * PAGE_SIZE) };
         let sources = Sources {
             config: &config,
             kernel: &bzimage(),
@@ -212,6 +247,8 @@ impl Guest {
             tsc_hz: NonZeroU64::new(TSC_HZ).unwrap(),
             unix_seconds: 1_700_000_000,
             private_pages: u32::try_from(private_pages).unwrap(),
+            place,
+            tsc_offset: None,
         };
         let machine = Machine::new(&mut node, &sources).unwrap();
         Self { machine, node }
@@ -258,6 +295,13 @@ impl Guest {
             Disposition::Park | Disposition::Ended => {}
         }
         disposition
+    }
+
+    /// Another node's platform says something, through the wire; whether it is something for this one.
+    fn tell(&mut self, from: u16, say: Say) -> bool {
+        let message = Message { run: 1, say };
+        let Message { say, .. } = Message::decode(&message.encode()).unwrap();
+        self.machine.receive(&mut self.node, from, &say)
     }
 
     /// Puts instructions where the vCPU executes next.

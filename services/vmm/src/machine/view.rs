@@ -10,6 +10,11 @@ use crate::walk::{self, Privilege, WalkError};
 /// The I/O APIC's registers; they repeat in the rest of its page.
 const IO_APIC: core::ops::Range<u64> = 0xfec0_0000..0xfec0_1000;
 
+/// The register at an address in it.
+fn register_of(at: GuestPhysAddr) -> u8 {
+    at.0.to_le_bytes()[0]
+}
+
 /// What one instruction of a vCPU sees.
 pub(super) struct View<'a, H> {
     machine: &'a mut Machine,
@@ -70,7 +75,8 @@ impl<H: Host> emulate::Platform for View<'_, H> {
 
     fn read(&mut self, at: GuestPhysAddr, into: &mut [u8]) {
         if IO_APIC.contains(&at.0) {
-            let value = self.machine.io_apic.read(at.0 & 0xff).to_le_bytes();
+            let register = register_of(at);
+            let value = self.machine.io_apic_read(self.host, register).to_le_bytes();
             let known = value.iter().chain(core::iter::repeat(&0));
             into.iter_mut().zip(known).for_each(|(to, from)| *to = *from);
         } else if self.host.read(at, into).is_err() {
@@ -82,8 +88,8 @@ impl<H: Host> emulate::Platform for View<'_, H> {
         if IO_APIC.contains(&at.0) {
             let mut value = [0; 4];
             value.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
-            let messages = self.machine.io_apic.write(at.0 & 0xff, u32::from_le_bytes(value), bytes.len());
-            self.machine.deliver_all(self.host, messages, Some(self.vcpu));
+            let value = u32::from_le_bytes(value);
+            self.machine.io_apic_write(self.host, self.vcpu, register_of(at), value, bytes.len());
         } else {
             // What is nowhere loses writes.
             let _ = self.host.write(at, bytes);

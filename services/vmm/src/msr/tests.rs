@@ -20,7 +20,7 @@ fn model(vendor: &[u8; 12]) -> Model {
         }
     };
     let tsc_hz = NonZeroU64::new(TSC_HZ).unwrap();
-    let policy = Policy { vcpus: 1, cache_sharers: 1, tsc_hz, pcid: Pcid::Hidden };
+    let policy = Policy { vcpus: 1, core_bits: 0, cache_bits: 0, tsc_hz, pcid: Pcid::Hidden };
     Model::new(&Table::new(node, &policy), tsc_hz)
 }
 

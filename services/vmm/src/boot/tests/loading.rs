@@ -8,6 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use super::super::*;
 use super::{MIB, PAGES, bzimage};
 use crate::acpi::LegacyPic;
+use crate::acpi::testing::one_node;
 use crate::memory::testing::Ram;
 
 fn get<const N: usize>(ram: &Ram, at: u64) -> [u8; N] {
@@ -30,7 +31,7 @@ fn what_is_loaded_reads_back() {
     let initrd: Vec<u8> = (0..100_001u32).map(|i| u8::try_from(i % 251).unwrap()).collect();
     let plan = plan(&file, Some(&initrd), "console=ttyS0 quiet", PAGES).unwrap();
     let mut ram = Ram(vec![0xa5; 64 << 20]);
-    let platform = Platform::single_node(2, PAGES, LegacyPic::Present);
+    let platform = one_node(2, PAGES, LegacyPic::Present);
     let state = plan.load(&mut ram, &platform).unwrap();
 
     assert_eq!(state.registers.rip, 16 * MIB + 0x200);
@@ -83,7 +84,7 @@ fn what_is_loaded_reads_back() {
 fn the_page_tables_map_4_gib_to_themselves_and_nothing_else() {
     let file = bzimage(0x1000);
     let mut ram = Ram(vec![0xff; 64 << 20]);
-    let platform = Platform::single_node(1, PAGES, LegacyPic::Present);
+    let platform = one_node(1, PAGES, LegacyPic::Present);
     let state = plan(&file, None, "", PAGES).unwrap().load(&mut ram, &platform).unwrap();
     let walk = |address: u64| {
         let mut table = state.system.cr3;
@@ -151,7 +152,7 @@ impl GuestMemory for Notes {
 fn large_parts_are_written_in_aligned_pieces() {
     let file = bzimage(0x2_0010);
     let initrd = vec![0; 200_000];
-    let platform = Platform::single_node(1, PAGES, LegacyPic::Present);
+    let platform = one_node(1, PAGES, LegacyPic::Present);
     let mut notes = Notes(Vec::new());
     plan(&file, Some(&initrd), "", PAGES).unwrap().load(&mut notes, &platform).unwrap();
     for &(at, bytes) in &notes.0 {
@@ -167,7 +168,7 @@ fn large_parts_are_written_in_aligned_pieces() {
 #[test]
 fn missing_memory_is_an_error() {
     let file = bzimage(0x1000);
-    let platform = Platform::single_node(1, PAGES, LegacyPic::Present);
+    let platform = one_node(1, PAGES, LegacyPic::Present);
     let plan = plan(&file, Some(&[1; 10]), "", PAGES).unwrap();
     let load = |bytes| plan.load(&mut Ram::new(bytes), &platform).map(|_| ());
     assert_eq!(load(64 << 20), Ok(()));
