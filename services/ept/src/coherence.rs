@@ -48,7 +48,7 @@ use self::home::Home;
 use self::homes::Homes;
 use self::member::{Member, Phase};
 use self::message::{Access, Kind, Message};
-use self::node::{NodeCount, NodeId};
+use self::node::NodeId;
 use self::post::Post;
 
 /// The most waiters of a node: a held page has a bit for each.
@@ -57,16 +57,12 @@ pub const MAX_WAITERS: u8 = 128;
 pub const MAX_EVICTIONS: u8 = 16;
 
 /// What a node is told at the start. But for `node`, `frames`, `spare_frames` and `seed` it is the same on all nodes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// This node.
     pub node: NodeId,
-    /// How many nodes there are.
-    pub nodes: NodeCount,
-    /// The guest's pages.
-    pub pages: u32,
-    /// The logarithm of the pages that have one home and the next the next one.
-    pub stripe_shift: u8,
+    /// The nodes, and the guest's pages that each gives.
+    pub homes: Homes,
     /// How many may wait for a page on a node, 1 to [`MAX_WAITERS`].
     pub waiters: u8,
     /// How many evictions may be under way, 1 to [`MAX_EVICTIONS`].
@@ -110,7 +106,6 @@ pub struct Counters {
 #[derive(Clone, Debug)]
 pub struct Coherence {
     config: Config,
-    homes: Homes,
     home: Home,
     member: Member,
     /// Messages of this node to itself that are not taken yet; empty between inputs.
@@ -125,7 +120,8 @@ impl Coherence {
     /// # Errors
     /// [`ConfigError`] says what is wrong.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
-        if !config.nodes.has(config.node) {
+        let homes = &config.homes;
+        if !homes.nodes().has(config.node) {
             return Err(ConfigError::Node);
         }
         let slots =
@@ -133,14 +129,12 @@ impl Coherence {
         if !slots {
             return Err(ConfigError::Slots);
         }
-        let homes = Homes::new(config.nodes, config.pages, config.stripe_shift).ok_or(ConfigError::Stripe)?;
         let mut own = VecDeque::new();
         own.try_reserve(usize::from(MAX_WAITERS)).map_err(|_| ConfigError::NoRoom)?;
         Ok(Self {
+            home: Home::new(config.node, homes.clone(), config.waiters + config.evictions)?,
+            member: Member::new(&config)?,
             config,
-            homes,
-            home: Home::new(config.node, homes, config.waiters + config.evictions)?,
-            member: Member::new(&config, homes)?,
             own,
             errors: ErrorCounts::NONE,
             counters: Counters::default(),
@@ -158,7 +152,7 @@ impl Coherence {
         now: u64,
         fault: &Fault,
     ) -> Result<(), Error> {
-        if !self.homes.has(fault.page) {
+        if !self.config.homes.has(fault.page) {
             return self.counted(Err(Error::UnknownPage));
         }
         let result = self.input(environment, now, |_, member, post| member.fault(post, now, fault));
@@ -333,11 +327,12 @@ impl Coherence {
 
     /// Checks what can be checked without looking at the transaction.
     fn check(&self, from: NodeId, message: &Message) -> Result<(), Error> {
-        let Config { node, nodes, waiters, evictions, .. } = self.config;
+        let Config { node, ref homes, waiters, evictions, .. } = self.config;
+        let nodes = homes.nodes();
         if !nodes.has(from) || !nodes.has(message.node) {
             return Err(Error::UnknownNode);
         }
-        if !self.homes.has(message.page) {
+        if !homes.has(message.page) {
             return Err(Error::UnknownPage);
         }
         let is_waiter = message.slot < waiters;
@@ -353,7 +348,7 @@ impl Coherence {
         if !fits || message.slot >= waiters + evictions {
             return Err(Error::UnknownSlot);
         }
-        let home = self.homes.of(message.page);
+        let home = homes.of(message.page);
         let is_right = match message.kind {
             Kind::Read | Kind::Write | Kind::Evict | Kind::Done | Kind::Room | Kind::NoRoom => home == node,
             Kind::Data | Kind::Ack => true,

@@ -87,6 +87,10 @@ impl<I: Inspector, S: Space> Server for Ept<I, S> {
         Ok(self.guest.as_ref().map(|(guest, _)| guest.counters()))
     }
 
+    fn begin(&mut self, _: Caller, _: ipc::interfaces::ept::Begin) -> Result<bool, Refused> {
+        Err(Refused)
+    }
+
     fn release(&mut self, caller: Caller) -> Result<bool, Refused> {
         match &mut self.guest {
             Some((guest, platform)) if caller.service == *platform => {

@@ -7,8 +7,6 @@ use core::fmt;
 pub enum ConfigError {
     /// This node's number is not one of the cluster's.
     Node,
-    /// A stripe is larger than [`super::homes::MAX_STRIPE_SHIFT`] says.
-    Stripe,
     /// There is no waiter, or no slot for evictions, or more than [`super::MAX_WAITERS`] or [`super::MAX_EVICTIONS`].
     Slots,
     /// The heap has no room for the tables.

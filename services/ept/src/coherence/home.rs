@@ -94,10 +94,10 @@ impl Home {
     /// [`ConfigError::NoRoom`].
     pub fn new(me: NodeId, homes: Homes, slots: u8) -> Result<Self, ConfigError> {
         Ok(Self {
-            homes,
             slots,
             directory: table(Word::UNTOUCHED, homes.len(me))?,
             records: table(Record::FREE, usize::from(homes.nodes().get()) * usize::from(slots))?,
+            homes,
             room: NodeSet::ALL,
         })
     }

@@ -114,17 +114,17 @@ impl Member {
     ///
     /// # Errors
     /// [`ConfigError::NoRoom`].
-    pub fn new(config: &Config, homes: Homes) -> Result<Self, ConfigError> {
+    pub fn new(config: &Config) -> Result<Self, ConfigError> {
         let slots = usize::from(config.waiters) + usize::from(config.evictions);
         let mut demands = Vec::new();
         demands.try_reserve_exact(Self::most_demands(slots)).map_err(|_| ConfigError::NoRoom)?;
         Ok(Self {
             me: config.node,
-            homes,
+            homes: config.homes.clone(),
             waiters: config.waiters,
             slots: table(Slot::IDLE, slots)?,
             demands,
-            taking: table(None, usize::from(homes.nodes().get()))?,
+            taking: table(None, usize::from(config.homes.nodes().get()))?,
             holds: Holds::new(config.hold, config.waiters)?,
             free_frames: config.frames,
             spare_frames: config.spare_frames,

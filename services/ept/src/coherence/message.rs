@@ -23,7 +23,8 @@
 use super::node::NodeId;
 use super::word::Readers;
 
-/// A guest page, by its slot in the flat tables ([`crate::layout`]): 16 TiB are within reach.
+/// A page of the guest's, by its number among them: 16 TiB are within reach. It is its slot in the flat tables
+/// ([`crate::layout`]).
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 #[repr(transparent)]
 pub struct Page(pub u32);

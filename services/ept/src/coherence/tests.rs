@@ -12,6 +12,7 @@ use super::environment::{Contents, Environment, Failed, Holding, Operation, Outc
 use super::error::Error;
 use super::fault::Fault;
 use super::hold::HoldTimes;
+use super::homes::Homes;
 use super::message::{Access, Kind, Message, Page};
 use super::node::{NodeCount, NodeId};
 use super::{Coherence, Config};
@@ -182,13 +183,17 @@ impl Hash for Site {
 
 pub const EPOCH: u32 = 3;
 
+/// Nodes that give as many pages each, or one more.
+pub fn equal_shares(nodes: u16, pages: u32) -> Homes {
+    let count = u32::from(nodes);
+    Homes::new((0..count).map(|node| u64::from(pages / count + u32::from(node < pages % count)))).unwrap()
+}
+
 pub fn config(node: u16, nodes: u16, pages: u32, frames: u32) -> Config {
-    let nodes = NodeCount::new(nodes).unwrap();
+    let homes = equal_shares(nodes, pages);
     Config {
-        node: nodes.wrap(node.into()),
-        nodes,
-        pages,
-        stripe_shift: 0,
+        node: homes.nodes().wrap(node.into()),
+        homes,
         waiters: 1,
         evictions: 1,
         frames,
@@ -201,11 +206,8 @@ pub fn config(node: u16, nodes: u16, pages: u32, frames: u32) -> Config {
 
 impl Site {
     pub fn new(config: Config) -> Self {
-        Self {
-            coherence: Coherence::new(config).unwrap(),
-            around: Around::new(config.pages as usize),
-            now: 0,
-        }
+        let around = Around::new(config.homes.pages() as usize);
+        Self { coherence: Coherence::new(config).unwrap(), around, now: 0 }
     }
 
     pub fn fault(&mut self, waiter: u8, page: Page, access: Access) -> Result<(), Error> {

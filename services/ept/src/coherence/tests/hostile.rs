@@ -14,6 +14,11 @@ const NODES: u16 = 4;
 const LIAR: NodeId = NodeId(3);
 const PAGES: u32 = 24;
 
+/// Whether the liar is a page's home, as it is of the last ones.
+const fn is_the_liars(page: u32) -> bool {
+    page / (PAGES / NODES as u32) == LIAR.0 as u32
+}
+
 struct Cluster {
     sites: Vec<Site>,
     network: BTreeMap<(NodeId, NodeId, Channel), VecDeque<Letter>>,
@@ -49,7 +54,7 @@ impl Cluster {
     fn honest_page(&mut self) -> u32 {
         loop {
             let page = self.random.random_range(0..PAGES);
-            if page % u32::from(NODES) != u32::from(LIAR.0) {
+            if !is_the_liars(page) {
                 return page;
             }
         }
@@ -91,7 +96,7 @@ impl Cluster {
             message.readers = Readers::from_bits(random.random());
         }
         let is_request = matches!(message.kind, Kind::Read | Kind::Write | Kind::Evict);
-        if is_request && message.page.0 % u32::from(NODES) != u32::from(LIAR.0) {
+        if is_request && !is_the_liars(message.page.0) {
             message.kind = Kind::Done;
         }
         let epoch = EPOCH + u32::from(random.random_range(0..16) == 0);
@@ -144,7 +149,7 @@ impl Cluster {
         let result = site.coherence.receive(&mut site.around, site.now, from, epoch, letter.0);
         site.around.arrived = None;
         if let Err(error) = result {
-            let is_honest = from != LIAR && letter.0.page.0 % u32::from(NODES) != u32::from(LIAR.0);
+            let is_honest = from != LIAR && !is_the_liars(letter.0.page.0);
             assert!(!is_honest, "{error}: {letter:?} from {from:?} to node {index}");
             assert!(site.coherence.errors().total() > before && site.coherence.errors().get(error) > 0);
             self.refused += 1;

@@ -79,10 +79,13 @@ pub struct Simulator {
 impl Simulator {
     /// `nodes` nodes of which each has what `config` says; each vCPU executes so many instructions.
     pub fn new(seed: u64, nodes: u16, config: Config, instructions: u32, workload: Workload) -> Self {
-        let count = NodeCount::new(nodes).unwrap();
-        let sites = (0..nodes)
-            .map(|node| Site::new(Config { node: count.wrap(node.into()), nodes: count, ..config }))
-            .collect();
+        let pages = config.homes.pages();
+        let homes = equal_shares(nodes, pages);
+        let site = |node: u16| {
+            let node = homes.nodes().wrap(node.into());
+            Site::new(Config { node, homes: homes.clone(), ..config.clone() })
+        };
+        let sites = (0..nodes).map(site).collect();
         let waiters = usize::from(config.waiters);
         let vcpus = usize::from(nodes) * waiters;
         let mut simulator = Self {
@@ -99,7 +102,7 @@ impl Simulator {
             waits: BTreeSet::new(),
             current: std::vec![None; vcpus],
             done: std::vec![0; vcpus],
-            writes: std::vec![0; config.pages as usize],
+            writes: std::vec![0; pages as usize],
             seen: Seen::default(),
         };
         for vcpu in 0..vcpus {
@@ -271,7 +274,6 @@ pub fn roomy(pages: u32) -> Config {
         waiters: 2,
         evictions: 2,
         hold: HoldTimes { unit: 20_000, limit: 10_000_000 },
-        stripe_shift: 2,
         ..config(0, 1, pages, pages)
     }
 }
@@ -305,7 +307,7 @@ fn hundreds_of_nodes() {
         // Enough nodes read the same pages for coarse words.
         let nodes = NodeCount::new(256).unwrap();
         let coarse = (0..MIXED_PAGES).map(Page).filter(|page| {
-            let home = &simulator.sites[simulator.sites[0].coherence.homes.of(*page).index()];
+            let home = &simulator.sites[simulator.sites[0].coherence.config.homes.of(*page).index()];
             !home.coherence.home().word(*page).unwrap().readers().is_exact(nodes)
         });
         assert!(coarse.count() > 0);
