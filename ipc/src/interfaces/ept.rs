@@ -1,5 +1,6 @@
 //! Ept: the memory that this node can give, and what became of the guest's.
 
+use heapless::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::guest::Shares;
@@ -17,7 +18,107 @@ crate::interface! {
         /// A guest begins whose memory these nodes share, this one among them. Nothing is left of the one before. Refused to
         /// all but its platform, and while this node has pages of another.
         control begin(Begin) -> bool = 4;
+        /// What this node has, gives and takes of the memory that nodes share; `None` while no such guest runs.
+        control sharing() -> Option<Sharing> = 5;
+        /// The pages, and the guest's instructions, whose faults needed another node most often.
+        control hottest() -> HotList = 6;
     }
+}
+
+/// The most entries of each of a [`HotList`]'s tables.
+pub const MOST_HOT: usize = 16;
+
+/// What faulted most often. Empty while no guest runs that spans nodes.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct HotList {
+    /// Pages: guest-physical addresses over 4,096.
+    pub pages: Vec<Hot, MOST_HOT>,
+    /// Instructions: what the guest's RIP was.
+    pub instructions: Vec<Hot, MOST_HOT>,
+}
+
+/// An entry of a [`HotList`].
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Hot {
+    /// What.
+    pub what: u64,
+    /// How often at most.
+    pub count: u64,
+    /// By how much the count may be too high.
+    pub excess: u64,
+}
+
+/// The memory that nodes share, as this node sees it. All is counted from the guest's start, but for what it has now.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Sharing {
+    /// The number of the guest's start.
+    pub run: u32,
+    /// This node's place among those that share.
+    pub place: u16,
+    /// How many share.
+    pub nodes: u16,
+    /// Pages that are mapped here to the shared page of zeros.
+    pub zero: u64,
+    /// Pages that are here to be read alone.
+    pub read: u64,
+    /// Pages that are here to be read and written.
+    pub write: u64,
+    /// Frames for pages that come.
+    pub free: u64,
+    /// Faults by reading.
+    pub reads: u64,
+    /// Faults by writing.
+    pub writes: u64,
+    /// Those of both that another node had to be asked for, or waited for.
+    pub remote: u64,
+    /// Those of both that ended without a page.
+    pub refused: u64,
+    /// Grants of the shared page of zeros.
+    pub zeros: u64,
+    /// Pages that got a frame of zeros, with those that got one along with a neighbour.
+    pub materialised: u64,
+    /// Grants without contents, since they were here.
+    pub kept: u64,
+    /// Pages that came from another node.
+    pub fetched: u64,
+    /// Pages, or copies of them, that went to another node.
+    pub given: u64,
+    /// Copies that were given up.
+    pub invalidated: u64,
+    /// Pages that were pushed here by a node without room.
+    pub taken: u64,
+    /// Messages sent.
+    pub sent: Messages,
+    /// Messages received.
+    pub received: u64,
+    /// Times that the interconnect had no room for a message.
+    pub full: u64,
+    /// Messages that were dropped.
+    pub dropped: Dropped,
+}
+
+/// Messages, by their class.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Messages {
+    /// Demands and answers.
+    pub control: u64,
+    /// Requests.
+    pub request: u64,
+    /// Pages, each of 4,096 bytes.
+    pub page: u64,
+}
+
+/// Messages that were dropped, by reason.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Dropped {
+    /// Of another start of the guest.
+    pub run: u64,
+    /// From a node that does not share.
+    pub stranger: u64,
+    /// They say nothing, or came without the page of which they tell, or with one.
+    pub malformed: u64,
+    /// They do not fit what is under way.
+    pub unexpected: u64,
 }
 
 /// The nodes that share a guest's memory.

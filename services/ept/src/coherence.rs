@@ -16,7 +16,7 @@
 //! All tables are made at the start. Invariants, which the tests check after each step: one page is in transit for one
 //! transaction at a time; frames that are free, set aside, or hold a page are together as many as at the start.
 //!
-//! It is not wired into the service yet: one node needs none of it.
+//! [`crate::span`] drives it. A guest on one node needs none of it.
 
 pub mod demand;
 pub mod environment;
@@ -39,6 +39,7 @@ mod tests;
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use self::environment::{Environment, Failed, Outcome, Ticket, Waiter};
 use self::error::{ConfigError, Error, ErrorCounts};
@@ -47,7 +48,7 @@ use self::hold::HoldTimes;
 use self::home::Home;
 use self::homes::Homes;
 use self::member::{Member, Phase};
-use self::message::{Access, Kind, Message};
+use self::message::{Access, Kind, Message, Page};
 use self::node::NodeId;
 use self::post::Post;
 
@@ -163,6 +164,59 @@ impl Coherence {
             }
         }
         result
+    }
+
+    /// Whether this node is the page's home, and nobody has ever asked for it.
+    #[must_use]
+    pub fn is_untouched(&self, page: Page) -> bool {
+        let homes = &self.config.homes;
+        homes.has(page) && homes.of(page) == self.config.node && self.home.is_untouched(page)
+    }
+
+    /// Makes pages this node's own that are untouched ([`Coherence::is_untouched`]), in place of a fault by writing at `page`,
+    /// which is one of them: it is the transaction of each, begun and ended at once. They are mapped already, to as many
+    /// frames, which were free ([`Coherence::free_frames`]); what [`Environment::holding`] says of them is known there. As
+    /// after a fault, `page` stays until its waiter has retired an instruction.
+    ///
+    /// # Errors
+    /// [`Error::Waiter`], [`Error::UnknownPage`] when one is not untouched, [`Error::NotHeld`] when there are not so many free
+    /// frames; nothing is changed then.
+    pub fn claim<E: Environment>(
+        &mut self,
+        environment: &mut E,
+        now: u64,
+        waiter: Waiter,
+        page: Page,
+        pages: Range<u32>,
+    ) -> Result<(), Error> {
+        let are_untouched = pages.clone().map(Page).all(|page| self.is_untouched(page));
+        if !are_untouched || !pages.contains(&page.0) {
+            return self.counted(Err(Error::UnknownPage));
+        }
+        let me = self.config.node;
+        let count = pages.len();
+        self.input(environment, now, |home, member, post| {
+            member.claim(post, now, waiter, page, count)?;
+            pages.map(Page).for_each(|page| home.claim(me, page));
+            Ok(())
+        })
+    }
+
+    /// Whether the waiter can begin a fault.
+    #[must_use]
+    pub fn is_waiting(&self, waiter: Waiter) -> bool {
+        self.member.slots.get(usize::from(waiter.0)).is_none_or(|slot| slot.phase != Phase::Idle)
+    }
+
+    /// A bit for each waiter that holds a page for which another node waits, because it has not retired an instruction.
+    #[must_use]
+    pub fn in_the_way(&self) -> u128 {
+        self.member.holds.in_the_way()
+    }
+
+    /// Counts an input that was refused before it came here.
+    pub fn refuse(&mut self, error: Error) {
+        self.errors.add(error);
     }
 
     /// Takes a message that another node sent in `epoch`. Where contents came with it and [`Environment::adopt`] is not

@@ -43,6 +43,25 @@ impl Fault {
     }
 }
 
+/// What the kernel says besides of who faults.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Trace {
+    /// Of the vCPU's registers; 0 of the window.
+    pub fingerprint: u32,
+    /// The vCPU's RIP.
+    pub instruction: u64,
+}
+
+impl Trace {
+    /// What a fault's message says besides ([`GUEST_FAULT`]).
+    #[must_use]
+    pub const fn of(message: &Message) -> Self {
+        let [_, access, _, instruction] = message.words;
+        // The upper half.
+        Self { fingerprint: (access >> 32) as u32, instruction }
+    }
+}
+
 /// Why a fault is not answered with a page. The number is the method of the reply, which ends the access as
 /// [`ipc::vcpu::ExitReason::MemoryLost`]; the access can be tried again later, but for `Outside`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -86,6 +105,13 @@ mod tests {
         assert_eq!(fault, Fault { address: u64::MAX, access: Access::Read, source: Source::Window });
         // Bits of the access that nobody knows are no writes.
         assert_eq!(Fault::of(&message([0, !ACCESS_WRITE, 0, 0])).unwrap().access, Access::Read);
+    }
+
+    #[test]
+    fn registers_are_told_beside_the_access() {
+        let message = message([0x1000, 0xabcd_1234_0000_0000 | ACCESS_WRITE, 3, 0xffff_8000]);
+        assert_eq!(Fault::of(&message).unwrap().access, Access::ReadWrite);
+        assert_eq!(Trace::of(&message), Trace { fingerprint: 0xabcd_1234, instruction: 0xffff_8000 });
     }
 
     #[test]

@@ -135,12 +135,27 @@ impl Frames {
             reserved_blocks: 0,
         };
         for number in 0..count.div_ceil(BLOCK_FRAMES as u32) {
-            let begin = number * BLOCK_FRAMES as u32;
-            let here = (count - begin).min(BLOCK_FRAMES as u32);
+            let here = frames.frames_of(number);
             let is_mappable = here == BLOCK_FRAMES as u32 && is_mappable(number);
             frames.add(number, here, is_mappable);
         }
         Ok(frames)
+    }
+
+    /// Makes all frames free, as they were at the start.
+    pub fn reset(&mut self) {
+        (self.whole, self.loose, self.idle) = (List::EMPTY, List::EMPTY, List::EMPTY);
+        (self.free, self.free_reserved, self.reserved_blocks) = (0, 0, 0);
+        for number in 0..self.total.div_ceil(BLOCK_FRAMES as u32) {
+            let mappable = self.blocks[number as usize].mappable;
+            self.blocks[number as usize] = Block::EMPTY;
+            self.add(number, self.frames_of(number), mappable);
+        }
+    }
+
+    /// How many frames a block has.
+    fn frames_of(&self, number: u32) -> u32 {
+        (self.total - number * BLOCK_FRAMES as u32).min(BLOCK_FRAMES as u32)
     }
 
     /// Fills in an empty block of `count` frames, but for [`Frame::ZERO_PAGE`].
@@ -280,14 +295,67 @@ impl Frames {
         }
     }
 
-    /// Takes one frame that is in no reservation.
-    pub fn take_one(&mut self) -> Option<Frame> {
+    /// A block that has a frame in no reservation.
+    fn loose_block(&mut self) -> Option<u32> {
         if self.loose.front().is_none() {
             let number = self.whole.pop_front(&mut self.blocks)?;
             self.blocks[number as usize].usage = Usage::Loose;
             self.loose.push_back(&mut self.blocks, number);
         }
-        let number = self.loose.front()?;
+        self.loose.front()
+    }
+
+    /// Takes frames that follow one another and are in no reservation, `most` of them or fewer, 64 at most: the first, and how
+    /// many.
+    pub fn take_several(&mut self, most: u16) -> Option<(Frame, u16)> {
+        let number = self.loose_block()?;
+        let free = &self.blocks[number as usize].free;
+        let (at, word) = free.iter().enumerate().find(|(_, word)| **word != 0)?;
+        let first = word.trailing_zeros();
+        let follow = (!(*word >> first)).trailing_zeros();
+        #[expect(clippy::cast_possible_truncation, reason = "neither is above 511")]
+        let (place, count) = ((at * WORD_BITS) as u16 + first as u16, most.min(follow as u16));
+        for place in place..place + count {
+            self.take_place(number, place);
+        }
+        Some((BlockNumber(number).frame(place), count))
+    }
+
+    /// Takes this very frame, whose block is not reserved; whether it was free.
+    pub fn take_this(&mut self, frame: Frame) -> bool {
+        let number = BlockNumber::of(frame);
+        #[expect(clippy::cast_possible_truncation, reason = "below 512")]
+        let place = (frame.0 % BLOCK_FRAMES as u32) as u16;
+        let Some(block) = self.blocks.get_mut(number.index()) else { return false };
+        let is_free = block.free[usize::from(place) / WORD_BITS] >> (usize::from(place) % WORD_BITS) & 1 == 1;
+        match block.usage {
+            _ if !is_free => return false,
+            Usage::Reserved(_) => return false,
+            Usage::Whole => {
+                block.usage = Usage::Loose;
+                self.whole.remove(&mut self.blocks, number.0);
+                self.loose.push_back(&mut self.blocks, number.0);
+            }
+            Usage::Loose => {}
+        }
+        self.take_place(number.0, place);
+        true
+    }
+
+    /// Takes a free frame of a loose block.
+    fn take_place(&mut self, number: u32, place: u16) {
+        let record = &mut self.blocks[number as usize];
+        record.free[usize::from(place) / WORD_BITS] &= !(1 << (usize::from(place) % WORD_BITS));
+        record.free_count -= 1;
+        if record.free_count == 0 {
+            self.loose.remove(&mut self.blocks, number);
+        }
+        self.free -= 1;
+    }
+
+    /// Takes one frame that is in no reservation.
+    pub fn take_one(&mut self) -> Option<Frame> {
+        let number = self.loose_block()?;
         let record = &mut self.blocks[number as usize];
         let (at, word) = record.free.iter_mut().enumerate().find(|(_, word)| **word != 0)?;
         let place = at * WORD_BITS + word.trailing_zeros() as usize;

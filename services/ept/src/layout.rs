@@ -3,7 +3,8 @@
 //! Guest memory is up to three spans of guest-physical addresses: low, high, and one that the guest does not see
 //! ([`ipc::vcpu::PRIVATE_START`]). Each begins at a multiple of 2 MiB. A page's *slot* is its place in a table that holds the
 //! spans one after another, each filled up to a multiple of 512 slots, so that the 512 slots of a *chunk* (2 MiB of
-//! guest-physical addresses) follow one another and a chunk's number is its first slot over 512.
+//! guest-physical addresses) follow one another and a chunk's number is its first slot over 512. What the guest sees has no
+//! gap in it: when there are high pages the low ones end at a chunk's end.
 
 use ipc::abi::PAGE_SIZE;
 use ipc::vcpu::{PRIVATE_START, memory_ranges};
@@ -73,6 +74,27 @@ impl Layout {
     #[must_use]
     pub fn pages(&self) -> u64 {
         self.spans.iter().map(|span| span.pages).sum()
+    }
+
+    /// Pages that the guest sees: their slots are the first ones.
+    #[must_use]
+    pub const fn shown(&self) -> u64 {
+        self.spans[0].pages + self.spans[1].pages
+    }
+
+    /// The page of a slot, which has one.
+    #[must_use]
+    pub const fn page(&self, slot: usize) -> GuestPage {
+        let [low, high, private] = &self.spans;
+        let slot = slot as u64;
+        let span = if slot < high.slot {
+            low
+        } else if slot < private.slot {
+            high
+        } else {
+            private
+        };
+        GuestPage(span.first + (slot - span.slot))
     }
 
     /// Chunks in all, those counted that are not memory as a whole.
@@ -159,7 +181,14 @@ mod tests {
                 let (first, count) = layout.chunk(chunk);
                 assert!(first.0 % 512 == 0 && (1..=512).contains(&count));
                 for offset in [0, count / 2, count - 1] {
-                    assert_eq!(layout.slot(GuestPage(first.0 + offset as u64)), Some(chunk * 512 + offset));
+                    let (page, slot) = (GuestPage(first.0 + offset as u64), chunk * 512 + offset);
+                    assert_eq!((layout.slot(page), layout.page(slot)), (Some(slot), page));
+                    // What the guest sees comes first and has no gap.
+                    let is_shown = first.0 < PRIVATE;
+                    assert_eq!((slot as u64) < layout.shown(), is_shown);
+                    if is_shown {
+                        assert_eq!(seen + offset as u64, slot as u64);
+                    }
                 }
                 seen += count as u64;
             }

@@ -4,15 +4,18 @@
 #![forbid(unsafe_code)]
 
 use ept::around::Policy;
+use ept::fault::Fault;
 use ept::frames::{Frame, Frames};
 use ept::layout::{GuestPage, Layout};
 use ept::memory::GuestMemory;
 use ept::space::{Access, Contents, Space};
-use ept::{Ept, StartError};
-use ipc::abi::{Error, GUEST_ACCESS_NONE, GUEST_ACCESS_READ, GUEST_ACCESS_WRITE, GUEST_ZERO, Handle};
+use ept::span::links::{BeginError, Links, Lost, Progress, Times};
+use ept::{Ept, Guest, Place, StartError};
+use ipc::abi::{Error, GUEST_ACCESS_NONE, GUEST_ACCESS_READ, GUEST_ACCESS_WRITE, GUEST_ZERO, Handle, Token};
 use ipc::interfaces::ept::{INTERFACE, dispatch};
-use ipc::message::{Caller, Message, MessagePage};
-use rt::capability::{Endpoint, Guest};
+use ipc::interfaces::interconnect::{self, Frames as Carried, Incoming, Next, Outgoing, Sent};
+use ipc::message::{CallError, Caller, Message, MessagePage};
+use rt::capability::{self, Endpoint, Notification};
 use rt::inspector::Kernel;
 use rt::membership::{self, Membership};
 use rt::serve::{Service, serve};
@@ -24,12 +27,20 @@ rt::entry!(main);
 fn main(start: &'static Start<'static>) -> ! {
     let guest = start.guest().ok();
     let mut space = GuestSpace(guest.map(|guest| guest.handle));
-    let memory = guest.and_then(|guest| match memory(&guest) {
+    let mut links = Outside::new(start, guest.as_ref());
+    let guest = guest.and_then(|guest| match memory(&guest) {
         Ok((layout, memory)) => {
             if start.generation() > 0 {
-                lose(start, &mut space, &layout);
+                lose(&mut links, &mut space, &layout);
             }
-            Some((memory, usize::from(guest.platform)))
+            let place = Place {
+                platform: guest.platform.into(),
+                nodes: guest.nodes,
+                node: start.node(),
+                vcpus: guest.vcpus,
+                times: Times::new(start.clock()),
+            };
+            Some(Guest::new(memory, place))
         }
         Err(error) => {
             defmt::error!("no memory for a guest: {}", defmt::Debug2Format(&error));
@@ -37,12 +48,13 @@ fn main(start: &'static Start<'static>) -> ! {
         }
     });
     serve(&mut Program {
-        ept: Ept { inspector: Kernel, space, guest: memory },
+        arrived: start.incoming("arrived-memory").unwrap_or(0),
+        ept: Ept { inspector: Kernel, space, links, guest },
         membership: membership::own(env!("CARGO_PKG_VERSION"), Some(INTERFACE)),
     })
 }
 
-fn memory(guest: &Guest) -> Result<(Layout, GuestMemory), StartError> {
+fn memory(guest: &capability::Guest) -> Result<(Layout, GuestMemory), StartError> {
     let layout = Layout::new(guest.pages, guest.private_pages.into())?;
     let count = u32::try_from(guest.frames).map_err(|_| StartError::TooManyFrames)?;
     // The kernel makes the pool of whole blocks; it refuses to make one page of what is not contiguous.
@@ -51,18 +63,93 @@ fn memory(guest: &Guest) -> Result<(Layout, GuestMemory), StartError> {
 }
 
 /// What was known of the guest's pages is lost, and so are they: nothing is mapped any more, and the platform is told.
-fn lose(start: &Start<'_>, space: &mut GuestSpace, layout: &Layout) {
+fn lose(links: &mut Outside, space: &mut GuestSpace, layout: &Layout) {
     for chunk in 0..layout.chunks() {
         let (first, count) = layout.chunk(chunk);
         if let Err(error) = space.unmap(first, count) {
             defmt::error!("guest page {=u64} stays mapped: {}", first.0, defmt::Display2Format(&error));
         }
     }
-    if let Ok(lost) = start.notification("memory-lost")
-        && let Err(error) = lost.raise()
-    {
-        defmt::warn!("the platform is not told: {}", defmt::Display2Format(&error));
+    links.tell_platform();
+}
+
+/// The interconnect, the platform, and those that wait for an answer.
+struct Outside {
+    guest: Option<Handle>,
+    /// There when the guest spans nodes.
+    interconnect: Option<interconnect::Client<Endpoint>>,
+    memory_lost: Option<Notification>,
+}
+
+impl Outside {
+    fn new(start: &Start<'_>, guest: Option<&capability::Guest>) -> Self {
+        let interconnect = start.endpoint("interconnect").ok().map(interconnect::Client::new);
+        if guest.is_some_and(|guest| guest.nodes > 1) && interconnect.is_none() {
+            defmt::error!("the manifest does not let this service call the interconnect");
+        }
+        let guest = guest.map(|guest| guest.handle);
+        Self { guest, interconnect, memory_lost: start.notification("memory-lost").ok() }
     }
+
+    fn tell_platform(&self) {
+        if let Some(lost) = &self.memory_lost
+            && let Err(error) = lost.raise()
+        {
+            defmt::warn!("the platform is not told: {}", defmt::Display2Format(&error));
+        }
+    }
+
+    fn interconnect(&mut self) -> Result<&mut interconnect::Client<Endpoint>, CallError> {
+        self.interconnect.as_mut().ok_or(CallError::Kernel(Error::BadHandle))
+    }
+}
+
+impl Links for Outside {
+    #[inline]
+    fn send(&mut self, outgoing: &Outgoing) -> Result<Sent, CallError> {
+        self.interconnect()?.send(outgoing)
+    }
+
+    #[inline]
+    fn receive(&mut self, next: Next) -> Result<Incoming, CallError> {
+        self.interconnect()?.receive(&next)
+    }
+
+    fn frames(&mut self) -> Result<Carried, CallError> {
+        let interconnect = self.interconnect()?;
+        match interconnect.frames() {
+            // It is told once, and nothing is lost by that now.
+            Err(CallError::Restarted) => interconnect.frames(),
+            answer => answer,
+        }
+    }
+
+    fn reply(&mut self, token: Token, message: Message) {
+        // One that was stopped meanwhile has no use for it.
+        let _ = syscall::reply(token, message);
+    }
+
+    fn progress(&mut self, vcpu: u8) -> Option<Progress> {
+        progress(self.guest?, vcpu)
+    }
+
+    fn lost(&mut self, why: Lost) {
+        defmt::error!("the guest's memory is lost: {}", defmt::Display2Format(&why));
+        self.tell_platform();
+    }
+
+    fn not_begun(&mut self, why: BeginError) {
+        defmt::error!("the guest's memory is not shared: {}", defmt::Debug2Format(&why));
+    }
+
+    fn now(&self) -> u64 {
+        rt::now()
+    }
+}
+
+/// What a vCPU has done, as the kernel knows it.
+const fn progress(_guest: Handle, _vcpu: u8) -> Option<Progress> {
+    None
 }
 
 /// The kernel's guest space.
@@ -100,24 +187,50 @@ impl Space for GuestSpace {
 }
 
 struct Program {
-    ept: Ept<Kernel, GuestSpace>,
+    ept: Ept<Kernel, GuestSpace, Outside>,
     membership: Membership<Endpoint>,
+    /// The notification bits that say that there may be messages of other nodes.
+    arrived: u64,
 }
 
 impl Service for Program {
-    #[inline]
     fn call<P: MessagePage>(&mut self, caller: Caller, message: Message, page: &mut P) -> Message {
-        match self.ept.fault(&message) {
-            Some(answer) => answer,
-            None => dispatch(&mut self.ept, caller, message, page),
+        dispatch(&mut self.ept, caller, message, page)
+    }
+
+    #[inline]
+    fn call_or_keep<P: MessagePage>(
+        &mut self,
+        caller: Caller,
+        message: Message,
+        page: &mut P,
+    ) -> Option<Message> {
+        match Fault::of(&message) {
+            Some(fault) => self.ept.fault(fault, &message, caller.token),
+            None => Some(self.call(caller, message, page)),
+        }
+    }
+
+    fn bits(&self) -> u64 {
+        self.arrived
+    }
+
+    fn notified(&mut self, bits: u64) {
+        if bits & self.arrived != 0 {
+            self.ept.arrived();
         }
     }
 
     fn deadline(&self) -> u64 {
-        self.membership.due()
+        self.membership.due().min(self.ept.deadline())
     }
 
     fn deadline_passed(&mut self, now: u64) {
-        membership::keep(&mut self.membership, now);
+        if now >= self.membership.due() {
+            membership::keep(&mut self.membership, now);
+        }
+        if now >= self.ept.deadline() {
+            self.ept.work(now);
+        }
     }
 }

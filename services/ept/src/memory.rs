@@ -8,13 +8,16 @@
 //! This is a state machine: faults in, page operations out ([`Space`]), no clock and no call of its own. An operation that
 //! fails leaves it as it was. All of its tables are made at the start: four bytes a page, and for each 512 of them 20 more, and 88
 //! for each 512 frames.
-//! An entry's four bytes have room for one state more: a frame that may be read only, as coherence will need.
+//!
+//! When several nodes share the guest's memory ([`shared`]) it is the coherence protocol that says which page has what; here
+//! it is kept, and carried out. What the guest does not see stays this node's own.
 //!
 //! Invariants, which the tests check after each step: a frame but the shared one is in one page's entry at most, and then
 //! not free; a page of a chunk that has a reservation has the frame at its own place of the block; `touched` of a chunk is
 //! the number of its entries that are not dormant.
 
 mod reset;
+pub mod shared;
 
 use alloc::vec::Vec;
 
@@ -48,6 +51,8 @@ impl Entry {
     const DORMANT: Self = Self(0);
     const ZERO: Self = Self(1 << 30);
     const OWNED: u32 = 2 << 30;
+    /// Only of a page that nodes share: in a frame, and mapped to be read.
+    const READ: u32 = 3 << 30;
     const FRAME: u32 = (1 << 30) - 1;
 
     const fn owned(frame: Frame) -> Self {
@@ -122,6 +127,12 @@ pub struct GuestMemory {
     zero_page: Contents,
     /// The chunk that is taken away next, while all are.
     reset: Option<usize>,
+    /// Whether other nodes share what the guest sees.
+    is_shared: bool,
+    /// Where the search for a page to give away goes on.
+    hand: usize,
+    /// Shared pages that are here to be read, and to be written.
+    held: [u64; 2],
     zero_pages: u64,
     large: u64,
     broken: u64,
@@ -150,6 +161,9 @@ impl GuestMemory {
             chunks,
             zero_page: Contents::Zero,
             reset: None,
+            is_shared: false,
+            hand: 0,
+            held: [0; 2],
             zero_pages: 0,
             large: 0,
             broken: 0,

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::vec::Vec;
 
-use ipc::abi::Error;
+use ipc::abi::{Error, Token};
+use ipc::interfaces::interconnect::{Frames, Incoming, Next, Outgoing, Sent};
+use ipc::message::{CallError, Message};
 
 use crate::frames::Frame;
 use crate::layout::GuestPage;
 use crate::space::{Access, Contents, Space};
+use crate::span::links::{BeginError, Links, Lost, Progress};
 
 /// Numbers that look random and are the same for the same seed (SplitMix64).
 pub struct Random(pub u64);
@@ -168,5 +171,36 @@ impl Space for FakeSpace {
             self.drop_page(page);
         }
         Ok(())
+    }
+}
+
+/// A node without an interconnect.
+pub struct NoLinks;
+
+impl Links for NoLinks {
+    fn send(&mut self, _: &Outgoing) -> Result<Sent, CallError> {
+        Err(CallError::Down)
+    }
+
+    fn receive(&mut self, _: Next) -> Result<Incoming, CallError> {
+        Err(CallError::Down)
+    }
+
+    fn frames(&mut self) -> Result<Frames, CallError> {
+        Err(CallError::Down)
+    }
+
+    fn reply(&mut self, _: Token, _: Message) {}
+
+    fn progress(&mut self, _: u8) -> Option<Progress> {
+        None
+    }
+
+    fn lost(&mut self, _: Lost) {}
+
+    fn not_begun(&mut self, _: BeginError) {}
+
+    fn now(&self) -> u64 {
+        0
     }
 }

@@ -9,6 +9,17 @@ pub trait Service {
     /// Answers a message.
     fn call<P: MessagePage>(&mut self, caller: Caller, message: Message, page: &mut P) -> Message;
 
+    /// Answers a message, or keeps the caller's token to answer it later (`syscall::reply`); then the answer is `None`.
+    #[inline]
+    fn call_or_keep<P: MessagePage>(
+        &mut self,
+        caller: Caller,
+        message: Message,
+        page: &mut P,
+    ) -> Option<Message> {
+        Some(self.call(caller, message, page))
+    }
+
     /// The notification bits that the service waits for.
     fn bits(&self) -> u64 {
         0
@@ -64,7 +75,10 @@ fn next<S: Service>(service: &S, reply: (Token, Message)) -> Wait {
 #[inline]
 pub fn turn<S: Service, P: MessagePage>(service: &mut S, came: Came, now: u64, page: &mut P) -> Wait {
     let reply = match came {
-        Came::Message(token, message) => (token, service.call(Caller::of(token), message, page)),
+        Came::Message(token, message) => match service.call_or_keep(Caller::of(token), message, page) {
+            Some(reply) => (token, reply),
+            None => NO_REPLY,
+        },
         Came::Notified(bits) => {
             service.notified(bits);
             NO_REPLY
@@ -147,6 +161,38 @@ mod tests {
             self.kept += 1;
             self.due = now + 100;
         }
+    }
+
+    /// Keeps the token of every second call.
+    struct Keeper(Token, u64);
+
+    impl Service for Keeper {
+        fn call<P: MessagePage>(&mut self, _caller: Caller, message: Message, _page: &mut P) -> Message {
+            message
+        }
+
+        fn call_or_keep<P: MessagePage>(
+            &mut self,
+            caller: Caller,
+            message: Message,
+            page: &mut P,
+        ) -> Option<Message> {
+            self.1 += 1;
+            if self.1.is_multiple_of(2) {
+                self.0 = caller.token;
+                return None;
+            }
+            Some(self.call(caller, message, page))
+        }
+    }
+
+    #[test]
+    fn a_call_that_is_kept_gets_no_reply() {
+        let mut service = Keeper(Token::NOBODY, 0);
+        assert_eq!(turn(&mut service, CALL, 10, &mut NoPage).reply.0, Token::new(3, 7, 1));
+        let wait = turn(&mut service, CALL, 10, &mut NoPage);
+        assert_eq!((wait.reply, wait.mask), (NO_REPLY, RECEIVE_MESSAGES));
+        assert_eq!(service.0, Token::new(3, 7, 1));
     }
 
     const CALL: Came = Came::Message(Token::new(3, 7, 1), Message { label: Label(9), words: [0; 4] });

@@ -52,6 +52,33 @@ impl Member {
         Ok(())
     }
 
+    /// Takes `count` pages of which this node is the home, in place of a fault at one of them ([`super::Coherence::claim`]).
+    ///
+    /// # Errors
+    /// [`Error::Waiter`], [`Error::NotHeld`].
+    pub(super) fn claim<E: Environment>(
+        &mut self,
+        post: &mut Post<'_, E>,
+        now: u64,
+        waiter: Waiter,
+        page: Page,
+        count: usize,
+    ) -> Result<(), Error> {
+        if waiter.0 >= self.waiters || self.slots[usize::from(waiter.0)].phase != Phase::Idle {
+            return Err(Error::Waiter);
+        }
+        let left = u32::try_from(count).ok().and_then(|count| self.free_frames.checked_sub(count));
+        self.free_frames = left.ok_or(Error::NotHeld)?;
+        post.counters.writes += 1;
+        post.counters.materialised += count as u64;
+        self.holds.wait(waiter, page);
+        let released = self.holds.add(page, waiter, 0, now);
+        self.meet_put_off(post, released);
+        self.holds.run(waiter, now);
+        self.release_holds(post, now);
+        Ok(())
+    }
+
     /// Does what a slot's page needs next.
     pub(super) fn start<E: Environment>(
         &mut self,

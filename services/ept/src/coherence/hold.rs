@@ -156,6 +156,12 @@ impl Holds {
         if due == u64::MAX { None } else { Some(due) }
     }
 
+    /// A bit for each waiter for whose sake a page stays that somebody waits for.
+    #[must_use]
+    pub fn in_the_way(&self) -> u128 {
+        self.held.iter().filter(|hold| hold.demand.is_some()).fold(0, |all, hold| all | hold.waiters)
+    }
+
     /// Whether nothing is put off.
     #[must_use]
     pub fn is_idle(&self) -> bool {

@@ -121,6 +121,16 @@ impl Home {
         Some(word.record().map_or(word, |record| self.records[record as usize].before))
     }
 
+    /// Whether nobody has ever asked for a page of which this node is the home.
+    pub(super) fn is_untouched(&self, page: Page) -> bool {
+        self.directory[self.homes.index(page)] == Word::UNTOUCHED
+    }
+
+    /// Makes such a page this node's own.
+    pub(super) fn claim(&mut self, me: NodeId, page: Page) {
+        self.directory[self.homes.index(page)] = Word::UNTOUCHED.held(State::Exclusive, me, Readers::EMPTY);
+    }
+
     /// Whether no request is here.
     #[must_use]
     pub fn is_idle(&self) -> bool {

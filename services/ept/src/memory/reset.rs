@@ -2,7 +2,7 @@
 
 use ipc::abi::Error;
 
-use super::{Entry, GuestMemory, Mapping, PageState, Placement};
+use super::{Chunk, Entry, GuestMemory, Mapping, PageState, Placement};
 use crate::layout::CHUNK_PAGES;
 use crate::space::Space;
 
@@ -42,11 +42,31 @@ impl GuestMemory {
             }
         }
         self.reset = None;
+        if self.is_shared {
+            self.end_sharing();
+        }
         Ok(Progress::Done)
+    }
+
+    /// Begins to take all pages away: from now on every fault is refused.
+    pub fn begin_reset(&mut self) {
+        self.reset = self.reset.or(Some(0));
+    }
+
+    /// Whether all pages are being taken away.
+    #[must_use]
+    pub const fn is_being_reset(&self) -> bool {
+        self.reset.is_some()
     }
 
     /// Makes a chunk that is no longer mapped as it was at the start.
     fn forget(&mut self, number: usize) {
+        if self.is_shared {
+            // Who has which frame is told anew at the next start.
+            self.chunks[number] = Chunk::LOOSE;
+            self.entries[number * CHUNK_PAGES..(number + 1) * CHUNK_PAGES].fill(Entry::DORMANT);
+            return;
+        }
         let chunk = core::mem::replace(&mut self.chunks[number], Self::untouched(&self.layout, number));
         let slot = number * CHUNK_PAGES;
         for entry in &mut self.entries[slot..slot + CHUNK_PAGES] {
