@@ -6,7 +6,7 @@ use ipc::message::Caller;
 use rt::capability::Notification;
 use rt::start::Start;
 
-use crate::nic::spans;
+use crate::nic::carried;
 
 /// What the owner of the guest's memory calls the notification.
 const MEMORY: &str = "arrived-memory";
@@ -22,9 +22,9 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Those of this node; `None` when its guest, if it has one, spans no others.
+    /// Those of this node; `None` when this life of the service carries no guest's pages.
     pub fn of(start: &Start<'_>) -> Option<Self> {
-        spans(start).map(|guest| Self {
+        carried(start).map(|guest| Self {
             platform: guest.platform.into(),
             memory: guest.memory.into(),
             arrived_platform: start.notification(PLATFORM).ok(),

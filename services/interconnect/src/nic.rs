@@ -127,7 +127,7 @@ pub fn open(start: &Start<'_>) -> Result<Option<Opened>, OpenError> {
 
 /// The page frames: the last ones of the guest's pool when it spans nodes, or else the first ones of a pool of our own.
 fn pool(start: &Start<'_>) -> Result<(Pool, station::Pool), OpenError> {
-    let is_guests = spans(start).is_some();
+    let is_guests = carried(start).is_some();
     let (name, count) = if is_guests { (GUEST_FRAMES, CARRIER_FRAMES) } else { (POOL, FRAMES) };
     let pool = Pool::of(start.dma_pieces(name));
     let frames = pool.frames();
@@ -137,8 +137,14 @@ fn pool(start: &Start<'_>) -> Result<(Pool, station::Pool), OpenError> {
 }
 
 /// The guest, when it spans several nodes.
-pub fn spans(start: &Start<'_>) -> Option<Guest> {
+pub fn spanning(start: &Start<'_>) -> Option<Guest> {
     start.guest().ok().filter(|guest| guest.nodes > 1)
+}
+
+/// The guest whose pages this life of the service carries. A later life does not know which frames are still the service's:
+/// what it received into the others would ruin the guest's memory.
+pub fn carried(start: &Start<'_>) -> Option<Guest> {
+    spanning(start).filter(|_| start.generation() == 0)
 }
 
 impl Nic {

@@ -101,7 +101,13 @@ impl Program {
         };
         let description = description(start.name(), env!("CARGO_PKG_VERSION"), Some(INTERFACE));
         let membership = Membership::new(supervisor, description, clock);
-        Self { clock, membership, network, clients: Clients::of(start) }
+        let clients = Clients::of(start);
+        if clients.is_none() && nic::spanning(start).is_some() {
+            defmt::error!(
+                "this service was restarted: the guest's pages are carried no more before the node is"
+            );
+        }
+        Self { clock, membership, network, clients }
     }
 }
 

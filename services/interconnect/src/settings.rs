@@ -11,7 +11,7 @@ use ipc::wire::{CLASSES, MacAddress, NO_NODE};
 use rt::processor::cpuid;
 use rt::start::Start;
 
-use crate::nic::spans;
+use crate::nic::spanning;
 
 /// The cluster's number. One wire has one cluster until images name theirs.
 const CLUSTER: u16 = 1;
@@ -44,7 +44,7 @@ pub fn config(start: &Start<'_>, mac: MacAddress, mtu: Option<u16>, now: u64) ->
     let ticks = |duration| clock.ticks(duration);
     let [initial, min, max] = RTO.map(ticks);
     // A guest that spans nodes has need of all of them; other nodes do not know how many there are.
-    let expected = spans(start).map(|guest| guest.nodes.into());
+    let expected = spanning(start).map(|guest| guest.nodes.into());
     Config {
         cluster: CLUSTER,
         life: life(start, mac, now),
