@@ -21,10 +21,12 @@
 //! * `message`: what the nodes say to each other.
 //! * `ending`: how a guest ended.
 //! * `queue`: messages that wait.
+//! * `shares`: which node is where, and what is seen of it.
 
 pub mod ending;
 pub mod message;
 pub mod queue;
+mod shares;
 #[cfg(test)]
 mod tests;
 
@@ -36,6 +38,7 @@ use rt::time::Clock;
 
 use ending::{Ending, Refusal};
 use message::{ANY_RUN, Go, Message, Say};
+pub use shares::{Life, Places, Sight, first_vcpu, vcpu_at};
 
 /// How often to look who is there while something is awaited, in milliseconds.
 const SOON_MS: u64 = 100;
@@ -45,57 +48,14 @@ const CALM_MS: u64 = 1000;
 const STOP_MS: u64 = 5000;
 /// How long another waits to hear that memory is not needed any more, in milliseconds.
 const RELEASE_MS: u64 = 10_000;
+/// How long it waits when the first node is lost: until all others have seen that, too, and stopped their vCPUs.
+const ALONE_MS: u64 = 2 * CALM_MS;
 /// How long a node may hear too little of the others, in milliseconds. It begins after the time of suspicion (1.5 s), and both
 /// together are what a member must be silent to be taken for dead. Meanwhile nobody takes the others' place, so that a
 /// guest whose node was only slow loses nothing but time.
 const GRACE_MS: u64 = 1500;
 /// Who was silent so long is named as lost when a node is cut off, in milliseconds.
 const SILENT_MS: u32 = 1000;
-
-/// Which of the shares a vCPU of the guest is in, and its number there.
-#[must_use]
-pub fn vcpu_at(shares: &[Share], vcpu: usize) -> Option<(usize, usize)> {
-    let mut local = vcpu;
-    for (place, share) in shares.iter().enumerate() {
-        match local.checked_sub(share.vcpus.into()) {
-            Some(rest) => local = rest,
-            None => return Some((place, local)),
-        }
-    }
-    None
-}
-
-/// The number among all of the guest's of the first vCPU of a share.
-#[must_use]
-pub fn first_vcpu(shares: &[Share], place: usize) -> usize {
-    shares.iter().take(place).map(|share| usize::from(share.vcpus)).sum()
-}
-
-/// One of a node's lives.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Life {
-    /// Which.
-    pub incarnation: u16,
-    /// Milliseconds since it was last heard of.
-    pub silent_ms: u32,
-}
-
-/// What a node sees of the cluster.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Sight {
-    /// For each share its node's life, if it is a member.
-    pub lives: heapless::Vec<Option<Life>, MAX_NODES>,
-    /// Whether this node may act.
-    pub may_act: bool,
-    /// Whether it knows the cluster's time.
-    pub knows_time: bool,
-}
-
-impl Sight {
-    fn life(&self, place: usize) -> Option<Life> {
-        self.lives.get(place).copied().flatten()
-    }
-}
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -121,33 +81,6 @@ pub enum Action {
         /// Whether the node is powered off now.
         power_off: bool,
     },
-}
-
-/// A set of shares, by their places.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Places(u32);
-
-const _: () = assert!(MAX_NODES <= u32::BITS as usize);
-
-impl Places {
-    const fn one(place: usize) -> Self {
-        Self(if place < MAX_NODES { 1 << place } else { 0 })
-    }
-
-    const fn add(&mut self, place: usize) {
-        self.0 |= Self::one(place).0;
-    }
-
-    /// Whether a share is in it.
-    #[must_use]
-    pub const fn has(self, place: usize) -> bool {
-        self.0 & Self::one(place).0 != 0
-    }
-
-    /// Those that are in it.
-    pub fn iter(self) -> impl Iterator<Item = usize> {
-        (0..MAX_NODES).filter(move |&place| self.has(place))
-    }
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -306,9 +239,12 @@ impl Cluster {
                 }
                 self.conclude(now);
             }
-            State::Halted { ending, until } if now >= *until || lost_first(lost, &self.shares) => {
+            State::Halted { ending, until } if now >= *until => {
                 let ending = *ending;
                 self.over(ending, false);
+            }
+            State::Halted { until, .. } if lost_first(lost, &self.shares) => {
+                *until = (*until).min(now.saturating_add(self.clock.milliseconds_to_ticks(ALONE_MS)));
             }
             _ => {}
         }
@@ -490,9 +426,6 @@ impl Cluster {
             _ => {
                 self.halt(now, ending);
                 self.tell_first(self.run, Say::Ended(ending));
-                if lost_first(Some(ending), &self.shares) {
-                    self.over(ending, false);
-                }
             }
         }
     }

@@ -40,6 +40,8 @@ pub struct Link {
     inbox: Queue,
     /// Messages that were not taken yet.
     outbox: Queue,
+    /// The interconnect may have messages of which it does not tell again.
+    undrained: bool,
     /// A frame that came with a message and is none of ours.
     owed: u32,
     /// The number of the last access.
@@ -66,6 +68,7 @@ impl Link {
                 cluster: Cluster::new(&config.shares, place, config.patience_s, start.clock()),
                 inbox: Queue::new(),
                 outbox: Queue::new(),
+                undrained: false,
                 owed: NO_FRAME,
                 access: 0,
                 strays: 0,
@@ -83,14 +86,15 @@ impl Link {
         self.bits
     }
 
-    /// Whether messages or steps in the guest's life wait.
-    pub fn waits(&self) -> bool {
-        !self.outbox.is_empty() || !self.inbox.is_empty() || self.cluster.has_actions()
-    }
-
-    /// When messages that were not taken are to be sent again.
+    /// When messages or steps in the guest's life are due: 0 for now.
     pub fn due(&self) -> u64 {
-        if self.outbox.is_empty() { NEVER } else { rt::deadline_in(AGAIN) }
+        if self.undrained || !self.inbox.is_empty() || self.cluster.has_actions() {
+            0
+        } else if self.outbox.is_empty() {
+            NEVER
+        } else {
+            rt::deadline_in(AGAIN)
+        }
     }
 
     /// Counts a message that nobody here takes.
@@ -146,7 +150,9 @@ impl Link {
 
     /// The next message, from which node.
     pub fn take(&mut self) -> Option<(u16, Message)> {
-        self.inbox.pop().or_else(|| self.receive())
+        let message = self.inbox.pop().or_else(|| self.receive());
+        self.undrained = message.is_some();
+        message
     }
 
     fn receive(&mut self) -> Option<(u16, Message)> {
@@ -178,6 +184,8 @@ impl Link {
         let first = first.node;
         self.access = self.access.wrapping_add(1);
         let id = self.access;
+        // Of what comes behind the answer nobody tells when this has taken the notification.
+        self.undrained = true;
         self.post(first, Message { run, say: Say::Access { id, access } });
         let mut look = rt::deadline_in(LOOK);
         while self.cluster.running() == Some(run) {
@@ -206,7 +214,8 @@ impl Link {
             self.flush();
             let mut beats = self.beats.borrow_mut();
             membership::keep(&mut beats, rt::now());
-            let deadline = look.min(beats.due()).min(self.due());
+            let again = if self.outbox.is_empty() { NEVER } else { rt::deadline_in(AGAIN) };
+            let deadline = look.min(beats.due()).min(again);
             drop(beats);
             // Told or not, messages are looked for.
             let _ = syscall::wait(self.bits, deadline);

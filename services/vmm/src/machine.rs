@@ -10,26 +10,27 @@
 //! * `resume`: how a vCPU goes on.
 //! * `view`: guest memory and devices as an emulated instruction sees them.
 //! * `report`: how a guest ended.
+//! * `sources`: what a guest is made from.
 
 mod instructions;
 mod interrupts;
 mod nodes;
 mod report;
 mod resume;
+mod sources;
 #[cfg(test)]
 mod tests;
 mod view;
 mod walks;
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::num::NonZeroU64;
 
-use ipc::guest::{GuestConfig, Shares, total_pages};
+use ipc::guest::Share;
 use ipc::vcpu::{DIRTY_SYSTEM, ExitReason, INTERCEPT_WALKS, PRIVATE_START, PortAccess, VcpuPage};
 
-use crate::acpi::{LegacyPic, Platform};
 use crate::apic::{self, LocalApic, Role};
-use crate::boot::{BootError, LoadError, ProcessorState, plan};
+use crate::boot::ProcessorState;
 use crate::clock::{Clock, Timebase};
 use crate::cluster::first_vcpu;
 use crate::cluster::message::{Access, Say};
@@ -42,6 +43,7 @@ use crate::walk_cache::WalkCache;
 use crate::{cpuid, msr, ports};
 
 pub use report::{Console, End, Report};
+pub use sources::{Sources, StartError};
 
 /// What the platform needs of the node.
 pub trait Host: GuestMemory {
@@ -59,6 +61,8 @@ pub trait Host: GuestMemory {
     fn console_has_room(&mut self) -> bool;
     /// Writes bytes to the console, 16 at most.
     fn console(&mut self, bytes: &[u8]);
+    /// Something that takes long goes on: what else is due meanwhile is done.
+    fn tend(&mut self);
     /// Tells the platform of another node, of a guest that spans nodes.
     fn send(&mut self, node: u16, say: Say);
     /// Has the platform of the first node do an access, and waits for what it gives: all ones when that never comes.
@@ -117,7 +121,7 @@ pub struct Machine {
     cpus: Vec<Cpu>,
     /// All of the guest's.
     processors: Processors,
-    shares: Shares,
+    shares: Box<[Share]>,
     /// Which of them is this node's.
     place: usize,
     /// The number among all of the guest's of this node's first vCPU.
@@ -139,53 +143,6 @@ pub struct Machine {
     end: Option<Report>,
 }
 
-/// What a guest is made from.
-#[derive(Clone, Copy, Debug)]
-pub struct Sources<'a> {
-    /// What it is to be.
-    pub config: &'a GuestConfig,
-    /// A bzImage.
-    pub kernel: &'a [u8],
-    /// The initrd, if any.
-    pub initrd: Option<&'a [u8]>,
-    /// The node's own CPUID.
-    pub cpuid: fn(u32, u32) -> [u32; 4],
-    /// Ticks of the node's TSC in a second.
-    pub tsc_hz: NonZeroU64,
-    /// Seconds since 1970.
-    pub unix_seconds: u64,
-    /// Pages from [`PRIVATE_START`] on, for the walk cache.
-    pub private_pages: u32,
-    /// Which of the shares is this node's.
-    pub place: usize,
-    /// What is added to the node's TSC to make the guest's; `None` when the guest's time begins now.
-    pub tsc_offset: Option<u64>,
-}
-
-/// Why a guest cannot start.
-#[derive(Debug)]
-pub enum StartError {
-    /// Kernel, initrd, command line and memory do not fit.
-    Boot(BootError),
-    /// They could not be put into the guest's memory.
-    Load(LoadError),
-    /// There are too many vCPUs.
-    TooManyVcpus,
-    /// There are too few pages for the walk cache's tables.
-    TooFewTables,
-}
-
-impl core::fmt::Display for StartError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::Boot(error) => error.fmt(f),
-            Self::Load(error) => error.fmt(f),
-            Self::TooManyVcpus => f.write_str("there are too many vCPUs"),
-            Self::TooFewTables => f.write_str("there is too little memory for the walk cache's tables"),
-        }
-    }
-}
-
 impl Machine {
     /// Makes a node's part of a guest. The first node loads the guest's memory, which is all zeros.
     ///
@@ -196,7 +153,7 @@ impl Machine {
         let shares = &config.shares;
         let vcpus = shares.get(place).map_or(0, |share| share.vcpus);
         let first_vcpu = first_vcpu(shares, place);
-        let entry = if place == 0 { Some(load(host, sources)?) } else { None };
+        let entry = if place == 0 { Some(sources.load(host)?) } else { None };
         // Nested paging writes to the guest's page tables at each walk: no two nodes could share an address space.
         let walk_cache = config.walk_cache || shares.len() > 1;
         let topology = Topology::of(shares);
@@ -261,7 +218,7 @@ impl Machine {
         Ok(Self {
             cpus,
             processors: Processors::new(&topology.ids).ok_or(StartError::TooManyVcpus)?,
-            shares: shares.clone(),
+            shares: shares.as_slice().into(),
             place,
             first_vcpu,
             io_apic: IoApic::new(DestinationWidth::Narrow),
@@ -408,14 +365,6 @@ impl Machine {
 }
 
 const PAGE_FAULT: u8 = 14;
-
-/// Loads the guest's memory; how its first processor begins.
-fn load<H: Host>(host: &mut H, sources: &Sources<'_>) -> Result<ProcessorState, StartError> {
-    let Sources { config, kernel, initrd, .. } = *sources;
-    let plan = plan(kernel, initrd, &config.command_line, total_pages(&config.shares));
-    let platform = Platform::spanning(&config.shares, LegacyPic::Present);
-    plan.map_err(StartError::Boot)?.load(host, &platform).map_err(StartError::Load)
-}
 
 /// A leaf of CPUID as it is at the start.
 fn leaf(table: &cpuid::Table, leaf: u32) -> cpuid::Registers {

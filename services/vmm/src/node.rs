@@ -1,16 +1,19 @@
 //! What the node gives the platform: guest memory through the window, state pages, and the kernel's calls for vCPUs.
 
-use ipc::abi::Token;
+use alloc::boxed::Box;
+
+use ipc::abi::{NEVER, Token};
 use ipc::message::Message;
 use ipc::vcpu::{MAX_VCPUS, VcpuPage};
 use rt::capability::Guest;
 use rt::guest::{StatePages, Window};
+use rt::membership;
 use rt::syscall;
 use vmm::cluster::message::{Access, Say};
 use vmm::machine::Host;
 use vmm::memory::{GuestMemory, GuestPhysAddr, NotMemory};
 
-use crate::link::Link;
+use crate::link::{Beats, Link};
 use crate::terminal::Terminal;
 
 /// The node.
@@ -21,7 +24,8 @@ pub struct Node {
     /// The console.
     pub terminal: Terminal,
     /// The way to the other nodes' platforms, when the guest spans nodes.
-    pub link: Option<Link>,
+    pub link: Option<Box<Link>>,
+    beats: Beats,
     /// An exit left something to do: output that the console took not at once, or messages.
     pub unfinished: bool,
     /// Of vCPUs whose exits are not answered yet.
@@ -30,11 +34,12 @@ pub struct Node {
 
 impl Node {
     /// The node of this guest; `None` when it was taken before.
-    pub fn take(guest: Guest, terminal: Terminal, link: Option<Link>) -> Option<Self> {
+    pub fn take(guest: Guest, terminal: Terminal, link: Option<Link>, beats: &Beats) -> Option<Self> {
         let pages = StatePages::take(&guest)?;
         let window = Window::new(&guest);
         let parked = [Token::NOBODY; MAX_VCPUS];
-        Some(Self { guest, window, pages, terminal, link, unfinished: false, parked })
+        let (link, beats) = (link.map(Box::new), beats.clone());
+        Some(Self { guest, window, pages, terminal, link, beats, unfinished: false, parked })
     }
 
     /// The guest that the manifest describes.
@@ -130,15 +135,18 @@ impl Host for Node {
     fn send(&mut self, node: u16, say: Say) {
         if let Some(link) = &mut self.link {
             link.send(node, say);
-            self.unfinished |= link.waits();
+            self.unfinished |= link.due() != NEVER;
         }
     }
 
     fn ask(&mut self, access: Access) -> u32 {
         let Some(link) = &mut self.link else { return u32::MAX };
-        let value = link.ask(access);
-        self.unfinished |= link.waits();
-        value
+        self.unfinished = true;
+        link.ask(access)
+    }
+
+    fn tend(&mut self) {
+        membership::keep(&mut self.beats.borrow_mut(), rt::now());
     }
 
     fn unpark(&mut self, vcpu: usize) {

@@ -101,7 +101,7 @@ impl Program {
         };
         let has_console = link.as_ref().is_none_or(|link| link.cluster.is_first());
         let terminal = if has_console { Terminal::open(start) } else { Terminal::none() };
-        Node::take(guest, terminal, link)
+        Node::take(guest, terminal, link, beats)
     }
 
     /// Serves for ever.
@@ -115,7 +115,7 @@ impl Program {
             self.start_guest();
         }
         let own = self.start.service() as usize;
-        let of_node = |node: &Node| node.terminal.bits() | node.link.as_ref().map_or(0, Link::bits);
+        let of_node = |node: &Node| node.terminal.bits() | node.link.as_ref().map_or(0, |link| link.bits());
         let bits = self.memory_lost | self.node.as_ref().map_or(0, of_node);
         let mut reply = (Token::NOBODY, Message::default());
         loop {
@@ -153,9 +153,7 @@ impl Program {
 
     fn deadline(&self) -> u64 {
         let retry = if self.console_waits { rt::deadline_in(CONSOLE_RETRY) } else { NEVER };
-        let link = self.node.as_ref().and_then(|node| node.link.as_ref());
-        let again = link.map_or(NEVER, Link::due);
-        self.beats.borrow().due().min(retry).min(self.look_due).min(again)
+        self.beats.borrow().due().min(retry).min(self.look_due).min(self.messages_due())
     }
 
     /// An exit of a vCPU; its answer, when it is answered now.
@@ -195,9 +193,7 @@ impl Program {
             self.console_waits = true;
             self.due = self.due.min(rt::deadline_in(CONSOLE_RETRY));
         }
-        if node.link.as_ref().is_some_and(Link::waits) {
-            self.due = 0;
-        }
+        self.due = self.due.min(self.messages_due());
     }
 
     fn notified(&mut self, bits: u64) {
@@ -309,7 +305,8 @@ impl Program {
     fn release(&mut self) {
         loop {
             match self.memory.release() {
-                Ok(false) => {}
+                // It can take long.
+                Ok(false) => membership::keep(&mut self.beats.borrow_mut(), rt::now()),
                 Ok(true) => break,
                 Err(error) => {
                     defmt::warn!("guest memory: {}", defmt::Display2Format(&error));

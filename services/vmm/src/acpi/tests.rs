@@ -247,6 +247,52 @@ fn one_node_is_one_domain_with_all_memory() {
 }
 
 #[test]
+fn each_node_is_a_domain_with_its_share() {
+    // 2 GiB, then 1.5 GiB of which 1 GiB is below the hole, then a page.
+    let shares = [(1, 2, 2 << 18), (4, 3, 3 << 17), (9, 1, 1)];
+    let shares = shares.map(|(node, vcpus, pages)| Share { node, vcpus, pages });
+    let platform = Platform::spanning(&shares, LegacyPic::Present);
+    let processors: Vec<_> = platform.processors.iter().map(|p| (p.apic_id, p.domain.0)).collect();
+    assert_eq!(processors, [(0, 0), (1, 0), (4, 1), (5, 1), (6, 1), (8, 2)]);
+    let memory: Vec<_> = platform.memory.iter().map(|r| (r.start.0, r.bytes, r.domain.0)).collect();
+    let expected =
+        [(0, 2 << 30, 0), (2 << 30, 1 << 30, 1), (4 << 30, 1 << 29, 1), ((4 << 30) + (1 << 29), 4096, 2)];
+    assert_eq!(memory, expected);
+    let slit = &tables(&build(&platform).unwrap())["SLIT"];
+    assert_eq!((u64_at(slit, 36), &slit[44..]), (3, &[10, 40, 40, 40, 10, 40, 40, 40, 10][..]));
+}
+
+#[test]
+fn any_shares_are_described_and_add_up() {
+    let mut random = ChaCha8Rng::seed_from_u64(21);
+    for _ in 0..100 {
+        let nodes = random.random_range(1..=32_u16);
+        let mut share = |node| {
+            let vcpus = random.random_range(1..=64 / nodes).try_into().unwrap();
+            let bits = random.random_range(1..25);
+            Share { node, vcpus, pages: random.random_range(1..1 << bits) }
+        };
+        let shares: Vec<Share> = (1..=nodes).map(&mut share).collect();
+        let platform = Platform::spanning(&shares, LegacyPic::Present);
+        build(&platform).unwrap();
+        let mut next = 0;
+        for range in &platform.memory {
+            // One behind the other, but for the hole.
+            let start = if next == 0xc000_0000 { 1 << 32 } else { next };
+            assert_eq!(range.start.0, start);
+            next = start + range.bytes;
+        }
+        for (share, domain) in shares.iter().zip((0..).map(Domain)) {
+            let own = platform.memory.iter().filter(|range| range.domain == domain);
+            assert_eq!(own.map(|range| range.bytes).sum::<u64>(), share.pages * 4096);
+            let own = platform.processors.iter().filter(|processor| processor.domain == domain);
+            assert_eq!(own.count(), usize::from(share.vcpus));
+        }
+        assert!(platform.processors.iter().map(|p| p.apic_id).eq(Topology::of(&shares).ids));
+    }
+}
+
+#[test]
 fn the_most_processors_fit_with_64_domains() {
     let mut platform = Platform {
         processors: (0..1024).map(|id| processor(id * 0x10_0001, id % 64)).collect(),

@@ -70,3 +70,63 @@ impl Queue {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::cluster::message::Signal;
+    use crate::interrupt::{DeliveryMode, Trigger};
+
+    fn answer(id: u32) -> Message {
+        Message { run: 1, say: Say::Answer { id, value: 0 } }
+    }
+
+    fn signal(vcpu: u8, delivery: DeliveryMode) -> Message {
+        Message { run: 1, say: Say::Signal(Signal { vcpu, delivery, vector: 0x40, trigger: Trigger::Edge }) }
+    }
+
+    #[test]
+    fn order_is_kept_for_each_node() {
+        let mut queue = Queue::new();
+        for id in 0..6 {
+            queue.push(if id % 2 == 0 { 4 } else { 9 }, answer(id));
+        }
+        // Node 4 takes one and is full; node 9 takes all.
+        let mut taken = Vec::new();
+        queue.offer(|node, message| {
+            let takes = node == 9 || taken.is_empty();
+            if takes {
+                taken.push(*message);
+            }
+            takes
+        });
+        assert_eq!(taken, [0, 1, 3, 5].map(answer));
+        assert_eq!(queue.pop(), Some((4, answer(2))));
+        assert_eq!(queue.pop(), Some((4, answer(4))));
+        assert!(queue.is_empty() && queue.pop().is_none());
+    }
+
+    #[test]
+    fn interrupts_that_wait_are_not_put_in_twice() {
+        let mut queue = Queue::new();
+        for delivery in [DeliveryMode::Fixed, DeliveryMode::Init, DeliveryMode::StartUp, DeliveryMode::Init] {
+            queue.push(1, signal(3, delivery));
+            queue.push(1, signal(3, delivery));
+        }
+        queue.push(1, signal(2, DeliveryMode::Fixed));
+        queue.push(2, signal(3, DeliveryMode::Fixed));
+        assert_eq!(core::iter::from_fn(|| queue.pop()).count(), 1 + 6 + 2);
+    }
+
+    #[test]
+    fn there_is_an_end_to_it() {
+        let mut queue = Queue::new();
+        for id in 0..5000 {
+            queue.push(1, answer(id));
+        }
+        assert_eq!(queue.dropped(), 5000 - MAX_WAITING as u64);
+        assert_eq!(queue.pop(), Some((1, answer(0))));
+    }
+}

@@ -3,6 +3,8 @@ use rand_chacha::ChaCha8Rng;
 
 use super::nodes::{EPYC, MAX, Node, SKYLAKE, cpuid};
 use super::*;
+use crate::topology::Topology;
+use ipc::guest::Share;
 
 const NODES: [&Node; 3] = [MAX, EPYC, SKYLAKE];
 
@@ -330,6 +332,40 @@ fn each_vcpu_is_a_core_of_one_package() {
     }
     let table = Table::new(everything(b"AuthenticAMD"), &policy(4));
     assert_eq!(table.lookup(0x8000_001e, 0, &Dynamic { apic_id: 3, ..DYNAMIC }), [3, 3, 0, 0]);
+}
+
+#[test]
+fn each_node_of_a_guest_is_a_package() {
+    let shares = [2, 3, 1].map(|vcpus| Share { node: u16::from(vcpus), vcpus, pages: 1 });
+    let topology = Topology::of(&shares);
+    let mut ids = topology.ids.iter().copied();
+    for (place, share) in (0..).zip(&shares) {
+        let policy =
+            Policy { core_bits: topology.core_bits, cache_bits: topology.cache_bits, ..policy(share.vcpus) };
+        let all = everything(b"AuthenticAMD");
+        let tables = [
+            Table::new(cpuid(MAX), &policy),
+            Table::new(cpuid(EPYC), &policy),
+            Table::new(cpuid(SKYLAKE), &policy),
+            Table::new(all, &policy),
+        ];
+        for (core, id) in (0..u32::from(share.vcpus)).zip(ids.by_ref()) {
+            assert_eq!(id, place << 2 | core);
+            let dynamic = Dynamic { apic_id: id, ..DYNAMIC };
+            for table in &tables {
+                assert_eq!(table.lookup(1, 0, &dynamic)[1] >> 24, id);
+                assert_eq!(table.lookup(0xb, 1, &dynamic), [2, share.vcpus.into(), 0x201, id]);
+                // The last-level cache is the package's, where its leaf tells of one.
+                let leaf = if table.vendor() == Vendor::Amd { 0x8000_001d } else { 4 };
+                let [cache, ..] = table.lookup(leaf, 3, &dynamic);
+                assert!(cache == 0 || cache >> 14 & 0xfff == 3);
+            }
+            assert_eq!(tables[0].lookup(0x8000_0008, 0, &dynamic)[2], (u32::from(share.vcpus) - 1) | 2 << 12);
+            assert_eq!(tables[2].lookup(4, 3, &dynamic)[0] >> 26, 3, "numbers for cores");
+            assert_eq!(tables[2].lookup(1, 0, &dynamic)[1] >> 16 & 0xff, 4, "and for processors");
+            assert_eq!(tables[3].lookup(0x8000_001e, 0, &dynamic), [id, core, place, 0]);
+        }
+    }
 }
 
 #[test]

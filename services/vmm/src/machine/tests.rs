@@ -1,11 +1,12 @@
 //! A guest on a node of the tests: the node keeps what the hardware would, and a test makes the exits.
 
+use core::num::NonZeroU64;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::vec::Vec;
 
 use ipc::abi::{NEVER, PAGE_SIZE};
-use ipc::guest::{AtEnd, Share};
+use ipc::guest::{AtEnd, GuestConfig, Share};
 use ipc::vcpu::{BLOCKED_BY_SHADOW, EntryControl, Mode, SystemState};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -188,6 +189,8 @@ impl Host for Node {
         assert!(bytes.len() <= 16);
         self.output.extend_from_slice(bytes);
     }
+
+    fn tend(&mut self) {}
 
     fn send(&mut self, node: u16, say: Say) {
         self.sent.push((node, say));

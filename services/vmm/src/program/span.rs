@@ -24,7 +24,13 @@ impl Program {
     }
 
     fn link(&mut self) -> Option<&mut Link> {
-        self.node.as_mut()?.link.as_mut()
+        self.node.as_mut()?.link.as_deref_mut()
+    }
+
+    /// When messages from and to other nodes are due.
+    pub(super) fn messages_due(&self) -> u64 {
+        let link = self.node.as_ref().and_then(|node| node.link.as_deref());
+        link.map_or(NEVER, Link::due)
     }
 
     /// The service begins.
@@ -125,11 +131,10 @@ impl Program {
             self.told(from, &message);
             count += 1;
             if count == BATCH {
-                // Nobody tells of the rest again.
-                self.due = 0;
                 break;
             }
         }
+        self.due = self.due.min(self.messages_due());
         count
     }
 
