@@ -168,6 +168,12 @@ impl Cluster {
         if matches!(self.state, State::Runs) { Some(self.run) } else { None }
     }
 
+    /// Whether the service of memory has begun with a guest that is not over.
+    #[must_use]
+    pub const fn has_memory(&self) -> bool {
+        !matches!(self.state, State::Idle | State::Gathers { .. } | State::Begins)
+    }
+
     /// Whether no guest is here, none starts and none ends.
     #[must_use]
     pub const fn is_idle(&self) -> bool {

@@ -198,11 +198,13 @@ impl Program {
 
     fn notified(&mut self, bits: u64) {
         self.notified_by_nodes(bits);
-        if bits & self.memory_lost != 0
-            && let (Some(node), Some(machine)) = (&mut self.node, &mut self.machine)
-        {
-            machine.memory_lost(node);
-            self.ended();
+        if bits & self.memory_lost != 0 {
+            if let (Some(node), Some(machine)) = (&mut self.node, &mut self.machine) {
+                machine.memory_lost(node);
+                self.ended();
+            } else {
+                self.memory_lost_early();
+            }
         }
         let Some(node) = &mut self.node else { return };
         if bits & node.terminal.bits() == 0 {

@@ -8,7 +8,7 @@ use ipc::guest::{AtEnd, MAX_NODES, Share, share_of, total_pages, total_vcpus};
 use ipc::interfaces::ept::Begin;
 use vmm::cluster::ending::{Ending, Refusal};
 use vmm::cluster::message::{Go, Message, Say};
-use vmm::cluster::{Action, Places};
+use vmm::cluster::{Action, Places, first_vcpu};
 use vmm::machine::{End, Machine, Sources};
 
 use super::{Program, power_off, text, unix_seconds};
@@ -96,6 +96,21 @@ impl Program {
         let vcpu = u8::try_from(machine.number_of(report.vcpu)).unwrap_or(u8::MAX);
         if let Some(link) = self.link() {
             link.cluster.end(rt::now(), Ending::Guest { end: report.end, vcpu });
+        }
+        self.act();
+    }
+
+    /// The guest's memory was lost before there was a machine.
+    pub(super) fn memory_lost_early(&mut self) {
+        self.look();
+        let Some(files) = &self.files else { return };
+        let place = share_of(&files.config.shares, self.start.node()).map_or(0, |(place, _)| place);
+        let vcpu = u8::try_from(first_vcpu(&files.config.shares, place)).unwrap_or(u8::MAX);
+        if let Some(link) = self.link()
+            && link.cluster.has_memory()
+        {
+            let ending = Ending::Guest { end: End::MemoryLost(0), vcpu };
+            link.cluster.end(rt::now(), ending);
         }
         self.act();
     }
