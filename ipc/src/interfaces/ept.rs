@@ -73,6 +73,8 @@ pub struct Sharing {
     pub remote: u64,
     /// Those of both that ended without a page.
     pub refused: u64,
+    /// Those of both that have to be tried again because no node had room.
+    pub starved: u64,
     /// Grants of the shared page of zeros.
     pub zeros: u64,
     /// Pages that got a frame of zeros, with those that got one along with a neighbour.

@@ -122,20 +122,22 @@ impl Guest {
         &self.memory
     }
 
-    /// Ends the sharing: what is mapped is taken away from now on.
-    fn end<L: Links>(&mut self, links: &mut L) {
+    /// Ends the sharing: what is mapped is taken away from now on, and all that wait but `except` are told so.
+    fn end<L: Links>(&mut self, links: &mut L, except: Token) {
         if let Some(span) = self.span.take() {
-            self.owed = span.end(links);
+            self.owed = span.end(links, except);
             self.has_more = true;
             self.memory.begin_reset();
         }
     }
 
-    /// Has the span take an input. When the memory is lost by that, it ends, and the platform is told.
+    /// Has the span take an input, perhaps of who waits with `token`. When the memory is lost by that, it ends, and the platform
+    /// is told; `None`, and `token` is not answered.
     fn input<S: Space, L: Links, R>(
         &mut self,
         space: &mut S,
         links: &mut L,
+        token: Token,
         input: impl FnOnce(&mut Span, &mut Round<'_, S, L>) -> Result<R, Lost>,
     ) -> Option<R> {
         let span = self.span.as_mut()?;
@@ -143,7 +145,7 @@ impl Guest {
         match input(span, &mut round) {
             Ok(result) => Some(result),
             Err(why) => {
-                self.end(links);
+                self.end(links, token);
                 links.lost(why);
                 None
             }
@@ -159,7 +161,7 @@ impl Guest {
         (message, token): (&Message, Token),
     ) -> Option<Message> {
         let trace = Trace::of(message);
-        let answer = self.input(space, links, |span, round| span.fault(round, fault, trace, token));
+        let answer = self.input(space, links, token, |span, round| span.fault(round, fault, trace, token));
         answer.unwrap_or(Some(Err(Refusal::Stopping))).map(fault::reply)
     }
 }
@@ -182,7 +184,7 @@ impl<I, S: Space, L: Links> Ept<I, S, L> {
     pub fn arrived(&mut self) {
         let Some(guest) = self.guest.as_mut().filter(|guest| !guest.is_local) else { return };
         if guest.span.is_some() {
-            guest.input(&mut self.space, &mut self.links, |span, round| span.arrived(round));
+            guest.input(&mut self.space, &mut self.links, Token::NOBODY, |span, round| span.arrived(round));
         } else {
             // A call that fails leaves nothing to do: who begins asks for the frames.
             let more = span::drop_messages(&mut self.links, &mut guest.owed);
@@ -207,7 +209,7 @@ impl<I, S: Space, L: Links> Ept<I, S, L> {
     pub fn work(&mut self, now: u64) {
         let Some(guest) = self.guest.as_mut().filter(|guest| !guest.is_local) else { return };
         if guest.span.is_some() {
-            guest.input(&mut self.space, &mut self.links, |span, round| span.work(round, now));
+            guest.input(&mut self.space, &mut self.links, Token::NOBODY, |span, round| span.work(round, now));
             return;
         }
         if guest.memory.is_being_reset() {
@@ -234,7 +236,7 @@ impl<I: Inspector, S: Space, L: Links> Server for Ept<I, S, L> {
     fn release(&mut self, caller: Caller) -> Result<bool, Refused> {
         match &mut self.guest {
             Some(guest) if caller.service == guest.platform => {
-                guest.end(&mut self.links);
+                guest.end(&mut self.links, Token::NOBODY);
                 let progress = guest.memory.reset_step(&mut self.space).map_err(|_| Refused)?;
                 Ok(progress == Progress::Done)
             }

@@ -49,6 +49,8 @@ const EVICTIONS: u8 = 4;
 const MOST_AT_ONCE: usize = 64;
 /// After so many failures in a row of one page operation the memory is lost: about a second.
 const MOST_FAILURES: u32 = 1_000;
+/// After so many faults in a row for which there was no frame one is refused, which ends the guest.
+const MOST_TRIES: u16 = 1_000;
 
 /// What a node has round it while it takes an input.
 pub struct Round<'a, S, L> {
@@ -85,6 +87,7 @@ pub struct Span {
     dropped: Dropped,
     remote: u64,
     refused: u64,
+    starved: u64,
 }
 
 impl Span {
@@ -132,6 +135,7 @@ impl Span {
             dropped: Dropped::default(),
             remote: 0,
             refused: 0,
+            starved: 0,
         })
         .inspect_err(|_| round.memory.begin_reset())
     }
@@ -401,20 +405,26 @@ impl Span {
 
     /// The answer to a waiter, and its token.
     fn answer(&mut self, waiter: Waiter, outcome: Outcome, now: u64) -> (Token, Result<(), Refusal>) {
+        let starved = self.waiters.starved(waiter, outcome == Outcome::OutOfFrames);
         let answer = match outcome {
-            Outcome::Granted => Ok(()),
+            // No node had room for a page of this one's: it tries again, and there may be.
+            Outcome::OutOfFrames if starved < MOST_TRIES => {
+                self.starved += 1;
+                Ok(())
+            }
             Outcome::OutOfFrames => Err(Refusal::OutOfMemory),
             Outcome::NotMapped => Err(Refusal::NotMapped),
+            Outcome::Granted => Ok(()),
         };
         self.refused += u64::from(answer.is_err());
         (self.waiters.end(waiter, now), answer)
     }
 
-    /// The guest's memory is shared no more: those that wait are told so. The frame that the interconnect is owed, or
-    /// [`NO_FRAME`].
-    pub fn end<L: Links>(mut self, links: &mut L) -> u32 {
+    /// The guest's memory is shared no more: those that wait are told so, but for the one with the token `except`. The frame
+    /// that the interconnect is owed, or [`NO_FRAME`].
+    pub fn end<L: Links>(mut self, links: &mut L, except: Token) -> u32 {
         let stopping: Answer = fault::reply(Err(Refusal::Stopping));
-        for token in self.waiters.take_all() {
+        for token in self.waiters.take_all().filter(|token| *token != except) {
             links.reply(token, stopping);
         }
         self.owed
@@ -439,6 +449,7 @@ impl Span {
             writes: counters.writes,
             remote: self.remote,
             refused: self.refused,
+            starved: self.starved,
             zeros: counters.zeros_shared,
             materialised: counters.materialised,
             kept: counters.kept,

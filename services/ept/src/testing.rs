@@ -53,6 +53,8 @@ pub struct FakeSpace {
     pub ranges: Vec<(u64, u64)>,
     /// Blocks that are contiguous and aligned.
     pub mappable: fn(u32) -> bool,
+    /// Whether other nodes share the guest's memory: then pages come in any frame, and go.
+    pub is_shared: bool,
     pub mapped: BTreeMap<u64, (u32, Access)>,
     /// Which guest page each frame but the shared one is mapped at.
     owners: BTreeMap<u32, u64>,
@@ -68,6 +70,7 @@ impl FakeSpace {
         Self {
             ranges: ranges.to_vec(),
             mappable,
+            is_shared: false,
             mapped: BTreeMap::new(),
             owners: BTreeMap::new(),
             contents: std::vec![GARBAGE; frames as usize],
@@ -127,11 +130,18 @@ impl Space for FakeSpace {
         if count > 1 {
             assert!((self.mappable)(frame / 512), "contiguous frames");
             assert!(frame as usize % 512 + count <= 512, "contiguous frames");
-            assert_eq!(first % 512, u64::from(frame % 512), "pages at their places");
+            assert!(self.is_shared || first % 512 == u64::from(frame % 512), "pages at their places");
         }
-        if access == Access::Read {
+        if self.is_shared && contents == Contents::AsIs && frame != Frame::ZERO_PAGE.0 {
+            assert_eq!(count, 1, "shared pages keep their own frames");
+            assert!(
+                self.owners.get(&frame).is_none_or(|owner| *owner == first),
+                "frame {frame} has two pages"
+            );
+        } else if access == Access::Read {
             assert_eq!((frame, count), (Frame::ZERO_PAGE.0, 1), "only zeros are shared");
-            assert!(!self.mapped.contains_key(&first), "zeros replace nothing");
+            let before = self.mapped.get(&first).map(|(frame, _)| *frame);
+            assert!(before.is_none() || self.is_shared && before == Some(0), "zeros replace nothing");
         } else {
             assert_ne!(frame, Frame::ZERO_PAGE.0, "nobody writes to the page of zeros");
             for (page, frame) in pairs() {

@@ -295,3 +295,27 @@ const fn access_of(access: Access) -> space::Access {
         Access::Write => space::Access::ReadWrite,
     }
 }
+
+#[cfg(test)]
+impl GuestMemory {
+    /// The frames of pages, and those that are free; counts and tables agree.
+    pub(crate) fn census(&self) -> [alloc::vec::Vec<u32>; 2] {
+        self.frames.check();
+        let mut held = [0; 2];
+        for (number, chunk) in self.chunks.iter().enumerate() {
+            let entries = &self.entries[number * CHUNK_PAGES..(number + 1) * CHUNK_PAGES];
+            let touched = entries.iter().filter(|entry| **entry != Entry::DORMANT).count();
+            assert_eq!(usize::from(chunk.touched), touched);
+            for entry in
+                entries.iter().take(self.shown() as usize - (number * CHUNK_PAGES).min(self.shown() as usize))
+            {
+                held[0] += u64::from(entry.holding() == Holding::Read);
+                held[1] += u64::from(entry.holding() == Holding::Write);
+            }
+        }
+        assert!(!self.is_shared || held == self.held);
+        let pages = self.entries.iter().filter_map(|entry| entry.frame()).map(|frame| frame.0).collect();
+        let free = (0..self.frames.total()).filter(|frame| self.frames.is_free(Frame(*frame))).collect();
+        [pages, free]
+    }
+}

@@ -23,6 +23,8 @@ struct Wait {
     token: Token,
     /// Of the registers at its last fault.
     fingerprint: u32,
+    /// Its faults in a row for which there was no frame.
+    starved: u16,
 }
 
 /// The vCPUs of this node, and after them its platform's window.
@@ -34,7 +36,7 @@ pub(super) struct Waiters {
 
 impl Waiters {
     pub fn new(vcpus: u8) -> Self {
-        let idle = Wait { state: State::Idle, token: Token::NOBODY, fingerprint: 0 };
+        let idle = Wait { state: State::Idle, token: Token::NOBODY, fingerprint: 0, starved: 0 };
         Self { waits: [idle; MAX_VCPUS + 1], vcpus }
     }
 
@@ -65,7 +67,8 @@ impl Waiters {
 
     /// A waiter's fault begins.
     pub fn begin(&mut self, waiter: Waiter, token: Token, fingerprint: u32) {
-        *self.wait(waiter) = Wait { state: State::Waiting, token, fingerprint };
+        let wait = self.wait(waiter);
+        *wait = Wait { state: State::Waiting, token, fingerprint, starved: wait.starved };
     }
 
     /// A waiter's fault is answered; whom the answer goes to.
@@ -73,6 +76,13 @@ impl Waiters {
         let wait = self.wait(waiter);
         wait.state = State::Granted { at: now, in_guest_mode: false };
         core::mem::replace(&mut wait.token, Token::NOBODY)
+    }
+
+    /// There was no frame for a waiter's fault, or there was: how many of its faults in a row had none.
+    pub fn starved(&mut self, waiter: Waiter, is_starved: bool) -> u16 {
+        let wait = self.wait(waiter);
+        wait.starved = if is_starved { wait.starved.saturating_add(1) } else { 0 };
+        wait.starved
     }
 
     /// Those of `some` (a bit for each) that have used the page that they were granted, as far as can be seen now.
