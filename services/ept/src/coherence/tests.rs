@@ -215,6 +215,24 @@ impl Site {
         self.coherence.fault(&mut self.around, self.now, &fault)
     }
 
+    /// In place of a fault by writing: takes the page, and at most three that follow it, if nobody has touched them and this node
+    /// is their home. Whether it is so.
+    pub fn claim(&mut self, waiter: u8, page: Page) -> bool {
+        let most = self.coherence.free_frames().min(4);
+        let pages = (page.0..page.0 + most).take_while(|page| self.coherence.is_untouched(Page(*page)));
+        let count = u32::try_from(pages.count()).unwrap();
+        if count == 0 || self.coherence.is_waiting(Waiter(waiter)) {
+            return false;
+        }
+        let pages = page.0..page.0 + count;
+        for page in pages.clone() {
+            self.around.perform(Page(page), Operation::Map(Access::Write, Contents::ClearedFrame));
+            self.around.holdings[page as usize] = Holding::Write;
+        }
+        self.coherence.claim(&mut self.around, self.now, Waiter(waiter), page, pages).unwrap();
+        true
+    }
+
     pub fn receive(&mut self, from: NodeId, letter: Letter) -> Result<(), Error> {
         self.around.arrived = letter.1;
         let result = self.coherence.receive(&mut self.around, self.now, from, EPOCH, letter.0);

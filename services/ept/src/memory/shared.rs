@@ -306,11 +306,10 @@ impl GuestMemory {
             let entries = &self.entries[number * CHUNK_PAGES..(number + 1) * CHUNK_PAGES];
             let touched = entries.iter().filter(|entry| **entry != Entry::DORMANT).count();
             assert_eq!(usize::from(chunk.touched), touched);
-            for entry in
-                entries.iter().take(self.shown() as usize - (number * CHUNK_PAGES).min(self.shown() as usize))
-            {
-                held[0] += u64::from(entry.holding() == Holding::Read);
-                held[1] += u64::from(entry.holding() == Holding::Write);
+            for (slot, entry) in (number * CHUNK_PAGES..).zip(entries) {
+                let is_shown = (slot as u64) < self.shown();
+                held[0] += u64::from(is_shown && entry.holding() == Holding::Read);
+                held[1] += u64::from(is_shown && entry.holding() == Holding::Write);
             }
         }
         assert!(!self.is_shared || held == self.held);

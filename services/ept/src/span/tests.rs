@@ -474,13 +474,13 @@ impl World {
             assert!(span.coherence.is_idle() && span.desk.outbox.is_empty());
             let memory = &ept.guest.as_ref().unwrap().memory;
             let private = ept.space.mapped.keys().filter(|page| **page >= PRIVATE);
-            let private = private.filter(|page| ept.space.mapped[page].0 != 0).count();
+            let private = private.filter(|page| ept.space.mapped[page].0 != 0).count() as u64;
             let [_, free] = memory.census();
             let most = self.shares.iter().map(|share| share.vcpus).max().unwrap();
             let slack = slack(self.nodes.len(), most) - CARRIED - 1;
-            let expected =
-                span.coherence.free_frames() as usize + slack as usize + PRIVATE_PAGES as usize - private;
-            assert_eq!(free.len(), expected, "node {node}");
+            let free_frames = u64::from(span.coherence.free_frames() + slack);
+            let expected = free_frames + PRIVATE_PAGES - private;
+            assert_eq!(free.len() as u64, expected, "node {node}");
         }
     }
 

@@ -83,6 +83,8 @@ struct Setting {
     instructions: &'static [u8],
     /// Whether instructions may touch several pages.
     several: bool,
+    /// Whether the first node is the home of all pages, and takes those that nobody has touched at once.
+    claims: bool,
     broken: Broken,
 }
 
@@ -148,6 +150,10 @@ impl Setting {
         let (index, waiter) = self.place(vcpu);
         let site = &mut world.sites[index];
         if let Some(page) = Self::missing(site, instruction) {
+            if self.claims && instruction.access == Access::Write && site.claim(waiter, page) {
+                world.vcpus[vcpu].state = State::Resumed(instruction, page);
+                return self.take_outputs(world, index);
+            }
             world.vcpus[vcpu].state = State::Waits(instruction, page);
             if site.fault(waiter, page, instruction.access).is_err() {
                 world.wrong = Some("a fault is refused");
@@ -182,7 +188,10 @@ impl Model for Setting {
     fn init_states(&self) -> Vec<World> {
         let site = |node| {
             let config = config(node, self.nodes, self.pages, self.frames);
-            Site::new(Config { waiters: self.waiters, ..config })
+            let of_first =
+                Homes::new((0..self.nodes).map(|node| if node == 0 { self.pages.into() } else { 0 }));
+            let homes = of_first.filter(|_| self.claims).unwrap_or_else(|| config.homes.clone());
+            Site::new(Config { waiters: self.waiters, homes, ..config })
         };
         let vcpu = |number: usize| {
             let node = (number / usize::from(self.waiters)).min(self.instructions.len() - 1);
@@ -315,6 +324,7 @@ const SOUND: Setting = Setting {
     waiters: 1,
     instructions: &[2],
     several: false,
+    claims: false,
     broken: Broken::Nothing,
 };
 
@@ -377,6 +387,19 @@ fn nodes_that_are_short_of_frames() {
     holds(
         "3 nodes of 1 frame, 2 pages, 2, 1 and 1 instructions",
         Setting { nodes: 3, instructions: &[2, 1], ..short },
+    );
+}
+
+#[test]
+fn pages_that_are_taken_at_once() {
+    let claims = Setting { claims: true, ..TWO_BY_TWO };
+    holds(
+        "2 nodes, 2 pages of the first, taken at once, 3 and 2 instructions",
+        Setting { instructions: &[3, 2], ..claims },
+    );
+    holds(
+        "2 nodes of 1 frame, 2 pages of the first, taken at once, 3 and 2 instructions",
+        Setting { instructions: &[3, 2], frames: 1, several: false, ..claims },
     );
 }
 
