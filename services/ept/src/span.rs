@@ -4,39 +4,41 @@
 //! passing of time go into [`Coherence`]; what it asks for is carried out here: page operations by the kernel at once,
 //! messages by the interconnect, answers to those who wait.
 //!
-//! Frames: each is the pool's (free, or with a page), the interconnect's ([`Span::carried`]), on its way there (a page that
+//! Frames: each is the pool's (free, or with a page), the interconnect's (`carried`), on its way there (a page that
 //! left, in a message that waits for room), or owed to it. What waits for room counts as free for the protocol and is not:
 //! so many frames as can wait are kept out of its account ([`Span::begin`]).
 //!
+//! * [`begin`]: how it begins.
 //! * [`links`]: the interconnect, those who wait, and the clock.
 //! * [`hands`]: what the protocol asks for.
 //! * [`outbox`]: messages that go out.
 //! * [`waiters`]: who waits.
+//! * [`report`]: what became of it.
 
+mod begin;
 mod hands;
 pub mod links;
 mod outbox;
+mod report;
 mod waiters;
 
 use alloc::vec::Vec;
 
 use ipc::abi::{NEVER, Token};
-use ipc::guest::{Share, share_of, total_pages};
-use ipc::interfaces::ept::{Begin, Dropped, Hot, HotList, Sharing};
+use ipc::interfaces::ept::Dropped;
 use ipc::interfaces::interconnect::{Incoming, IncomingKind, NO_FRAME, Next};
 use ipc::message::{CallError, Message as Answer};
 
 use self::hands::{Desk, Hands};
-use self::links::{BeginError, Links, Lost, Times};
+use self::links::{Links, Lost, Times};
 use self::outbox::Exchange;
 use self::waiters::Waiters;
 use crate::coherence::environment::{Contents, Failed, Operation, Outcome, Waiter};
 use crate::coherence::error::Error;
-use crate::coherence::homes::Homes;
 use crate::coherence::message::{Access, Kind, LONG_BYTES, Message, Page};
 use crate::coherence::node::NodeId;
-use crate::coherence::profile::{self, Profile};
-use crate::coherence::{self, Coherence, Config};
+use crate::coherence::profile::Profile;
+use crate::coherence::{self, Coherence};
 use crate::fault::{self, Fault, Refusal, Source, Trace};
 use crate::frames::Frame;
 use crate::layout::GuestPage;
@@ -91,86 +93,6 @@ pub struct Span {
 }
 
 impl Span {
-    /// Begins to share the memory of a guest with the nodes that `begin` names; this one has number `node` and runs `vcpus`
-    /// vCPUs.
-    ///
-    /// # Errors
-    /// [`BeginError`]; nothing has begun then.
-    pub fn begin<S, L: Links>(
-        round: &mut Round<'_, S, L>,
-        begin: &Begin,
-        (node, vcpus): (u64, u8),
-        times: Times,
-    ) -> Result<Self, BeginError> {
-        let shares = &begin.shares;
-        let (place, share) = share_of(shares, node).ok_or(BeginError::Shares)?;
-        let homes = Homes::new(shares.iter().map(|share| share.pages)).ok_or(BeginError::Shares)?;
-        let most_vcpus = shares.iter().map(|share| share.vcpus).max().unwrap_or(0);
-        let is_mine = share.vcpus == vcpus && total_pages(shares) == round.memory.shown();
-        let waiters = most_vcpus.checked_add(1).filter(|_| is_mine).ok_or(BeginError::Shares)?;
-        let carried = round.links.frames().map_err(BeginError::Call)?;
-        if carried.is_empty() {
-            return Err(BeginError::Frames);
-        }
-        let frames = round.memory.begin_sharing(&carried).ok_or(BeginError::Frames)?;
-        let made = Self::make(begin, homes, place, waiters, frames, round.links.now(), times);
-        made.map(|(coherence, profile)| Self {
-            coherence,
-            desk: Desk {
-                nodes: shares.iter().map(|share| share.node).collect(),
-                run: begin.run,
-                ..Desk::default()
-            },
-            me: NodeId(u8::try_from(place).unwrap_or(u8::MAX)),
-            waiters: Waiters::new(vcpus),
-            times,
-            profile,
-            carried: carried.iter().copied().collect(),
-            owed: NO_FRAME,
-            failures: 0,
-            next_poll: NEVER,
-            next_try: NEVER,
-            has_more: true,
-            received: 0,
-            dropped: Dropped::default(),
-            remote: 0,
-            refused: 0,
-            starved: 0,
-        })
-        .inspect_err(|_| round.memory.begin_reset())
-    }
-
-    fn make(
-        begin: &Begin,
-        homes: Homes,
-        place: usize,
-        waiters: u8,
-        frames: u32,
-        now: u64,
-        times: Times,
-    ) -> Result<(Coherence, Profile), BeginError> {
-        // A page that was asked for and waits for room is the one page of its requester's slot.
-        let slots = usize::from(waiters) + usize::from(EVICTIONS);
-        let on_their_way = (begin.shares.len() - 1) * slots + usize::from(EVICTIONS);
-        let frames = u32::try_from(on_their_way).ok().and_then(|slack| frames.checked_sub(slack));
-        let frames = frames.filter(|frames| *frames > 0).ok_or(BeginError::Frames)?;
-        // What is over when all pages of this node's share are here is for its own faults.
-        let share = begin.shares.get(place).map_or(0, |share: &Share| share.pages);
-        let spare = u64::from(frames).saturating_sub(share).min(u64::from(frames / 8));
-        let config = Config {
-            node: NodeId(u8::try_from(place).map_err(|_| BeginError::Shares)?),
-            homes,
-            waiters,
-            evictions: EVICTIONS,
-            frames,
-            spare_frames: u32::try_from(spare).unwrap_or(0),
-            hold: times.hold,
-            epoch: begin.run,
-            seed: now ^ u64::from(begin.run) << 32,
-        };
-        Ok((Coherence::new(config).map_err(BeginError::Config)?, Profile::new().map_err(BeginError::Config)?))
-    }
-
     /// Takes a fault of the guest's; `None` when it is answered later.
     ///
     /// # Errors
@@ -428,55 +350,6 @@ impl Span {
             links.reply(token, stopping);
         }
         self.owed
-    }
-
-    /// What became of it.
-    #[must_use]
-    pub fn sharing(&self, memory: &GuestMemory) -> Sharing {
-        let counters = self.coherence.counters();
-        let errors = self.coherence.errors();
-        let [read, write] = memory.held();
-        let (run, malformed) = (errors.get(Error::Epoch), errors.get(Error::Malformed));
-        Sharing {
-            run: self.desk.run,
-            place: self.me.0.into(),
-            nodes: u16::try_from(self.desk.nodes.len()).unwrap_or(u16::MAX),
-            zero: memory.counters().zero_pages,
-            read,
-            write,
-            free: self.coherence.free_frames().into(),
-            reads: counters.reads,
-            writes: counters.writes,
-            remote: self.remote,
-            refused: self.refused,
-            starved: self.starved,
-            zeros: counters.zeros_shared,
-            materialised: counters.materialised,
-            kept: counters.kept,
-            fetched: counters.fetched,
-            given: counters.given,
-            invalidated: counters.invalidated,
-            taken: counters.taken,
-            sent: self.desk.outbox.sent,
-            received: self.received,
-            full: self.desk.outbox.full,
-            dropped: Dropped { run, malformed, unexpected: errors.total() - run - malformed, ..self.dropped },
-        }
-    }
-
-    /// What faulted most often.
-    #[must_use]
-    pub fn hottest(&self, memory: &GuestMemory) -> HotList {
-        fn hot<T: Copy>(hot: &profile::Hot<T>, what: u64) -> Hot {
-            Hot { what, count: hot.count, excess: hot.excess }
-        }
-        let pages = self.profile.pages.iter().map(|page| hot(page, memory.guest_page(page.what).0));
-        let instructions =
-            self.profile.instructions.iter().map(|instruction| hot(instruction, instruction.what));
-        HotList {
-            pages: pages.take(ipc::interfaces::ept::MOST_HOT).collect(),
-            instructions: instructions.take(ipc::interfaces::ept::MOST_HOT).collect(),
-        }
     }
 }
 

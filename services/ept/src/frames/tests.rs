@@ -163,3 +163,80 @@ fn blocks_become_whole_again() {
     frames.check();
     assert_eq!(frames.reserve(3), Some(block));
 }
+
+#[test]
+fn frames_that_follow_one_another_are_taken_together() {
+    let mut frames = pool(3 * 512);
+    assert_eq!(frames.take_several(16), Some((Frame(1), 16)));
+    assert_eq!(frames.take_several(1), Some((Frame(17), 1)));
+    // No more than are left of 64 that begin at a multiple of 64, and none beyond one that is taken.
+    assert_eq!(frames.take_several(64), Some((Frame(18), 46)));
+    assert!(frames.take_this(Frame(70)));
+    assert_eq!(frames.take_several(64), Some((Frame(64), 6)));
+    assert_eq!(frames.take_several(8), Some((Frame(71), 8)));
+    frames.check();
+    let mut taken = BTreeSet::new();
+    while let Some((first, count)) = frames.take_several(64) {
+        assert!((1..=64).contains(&count));
+        assert!((first.0..first.0 + u32::from(count)).all(|frame| taken.insert(frame)));
+        frames.check();
+    }
+    assert_eq!((taken.len(), frames.free()), (3 * 512 - 79, 0));
+    frames.reset();
+    frames.check();
+    assert_eq!((frames.free(), frames.reserve(0)), (3 * 512 - 1, Some(BlockNumber(1))));
+}
+
+#[test]
+fn a_frame_is_taken_by_its_number_once() {
+    let mut frames = pool(2 * 512 + 100);
+    assert!(frames.take_this(Frame(512)) && frames.take_this(Frame(2 * 512 + 99)));
+    for frame in [0, 512, 2 * 512 + 99, 2 * 512 + 100, 4 * 512, u32::MAX] {
+        assert!(!frames.take_this(Frame(frame)), "{frame}");
+    }
+    frames.check();
+    frames.give_back(Frame(512));
+    frames.check();
+    let block = frames.reserve(0).unwrap();
+    assert!(!frames.take_this(block.frame(5)), "a reserved one is not given away");
+    frames.reset();
+    frames.check();
+    assert_eq!(frames.free(), 2 * 512 + 99);
+}
+
+#[test]
+fn what_is_taken_in_any_way_comes_back() {
+    let mut random = Random(11);
+    let mut frames = pool(4 * 512 + 33);
+    let total = frames.free();
+    let mut held = Vec::new();
+    for _ in 0..20_000 {
+        match random.below(4) {
+            0 => {
+                if let Some((first, count)) = frames.take_several(1 + random.below(40_u16)) {
+                    held.extend((first.0..first.0 + u32::from(count)).map(Frame));
+                }
+            }
+            1 => {
+                let frame = Frame(random.below(5_u32 * 512));
+                assert_eq!(
+                    frames.take_this(frame),
+                    frame.0 > 0 && frame.0 < total + 1 && !held.contains(&frame)
+                );
+                if frame.0 > 0 && frame.0 < total + 1 && !held.contains(&frame) {
+                    held.push(frame);
+                }
+            }
+            _ => {
+                for _ in 0..random.below(12_u32) {
+                    if !held.is_empty() {
+                        let place = random.below(held.len());
+                        frames.give_back(held.swap_remove(place));
+                    }
+                }
+            }
+        }
+        assert_eq!(frames.free() as usize + held.len(), total as usize);
+    }
+    frames.check();
+}

@@ -123,10 +123,10 @@ pub struct Times {
 impl Times {
     /// The times by this clock.
     ///
-    /// A page that bounces stays for 100 us the first time, and for 800 us at most: to fetch it back takes 30 us between
-    /// two good cards and 300 to 500 us between two emulated nodes, and what is done in between should not be less. The limit
-    /// of 10 ms is there for a vCPU that does not run: its core's other threads have turns of 2 ms, and an emulator's
-    /// processor may be away for as long. The platform makes its access as soon as it runs, which it does before any vCPU.
+    /// A page that bounces stays for 100 us the first time, and for 800 us at most: nodes that are emulated need some hundred
+    /// microseconds to hand a page on, and what is done with it in between should not be less. The limit of 10 ms is there
+    /// for a vCPU that does not run: the other threads of its core have turns of 2 ms, and an emulated processor may be away
+    /// for as long. Nearly always a look at the vCPU, each 50 us, ends the wait before.
     #[must_use]
     pub fn new(clock: Clock) -> Self {
         let ticks = |microseconds| clock.ticks(Duration::from_micros(microseconds));

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::vec::Vec;
 
 use ipc::abi::{Error as KernelError, Inspect, Label};
-use ipc::guest::Shares;
-use ipc::interfaces::ept::Server;
+use ipc::guest::{Share, Shares, total_pages};
+use ipc::interfaces::ept::{Begin, Hot, Server, Sharing};
 use ipc::interfaces::interconnect::{self, Outgoing, SendAnswer, Sent};
 use ipc::message::{Caller, Message as KernelMessage};
 use ipc::vcpu::{ACCESS_WRITE, FAULT_OF_WINDOW, GUEST_FAULT, PRIVATE_START, memory_ranges};
@@ -16,7 +16,7 @@ use ipc::wire::Class;
 use rt::inspector::Inspector;
 use rt::time::Clock;
 
-use super::links::Progress;
+use super::links::{BeginError, Progress};
 use super::*;
 use crate::around::Policy;
 use crate::frames::Frames;

@@ -234,6 +234,28 @@ fn an_interconnect_that_was_restarted_ends_the_guest() {
 }
 
 #[test]
+fn a_service_that_was_restarted_waits_for_the_next_guest() {
+    let mut world = World::new(18, &[(1, 600), (1, 600)], 0);
+    world.access(0, 0, 3, WRITE);
+    world.access(1, 0, 3, READ);
+    world.access(0, 0, 3, WRITE);
+    // The first node's service is another one; the interconnect is the same, and is owed a frame.
+    let frames = u32::try_from(world.nodes[0].space.contents.len()).unwrap();
+    let again = node(&world.shares, 0, frames);
+    let old = std::mem::replace(&mut world.nodes[0], again);
+    world.nodes[0].links = old.links;
+    world.nodes[0].links.is_owed = true;
+    world.arrived[0] = true;
+    world.take_arrived(0);
+    assert_eq!(world.fault(0, 0, 3, READ), Some(Refusal::Stopping as u16));
+    assert_eq!(world.nodes[0].release(platform()), Ok(true));
+    while !world.nodes[1].release(platform()).unwrap() {}
+    world.begin(RUN + 1);
+    world.access(1, 0, 3, WRITE);
+    world.check_quiet();
+}
+
+#[test]
 fn a_node_that_is_gone_ends_the_guest() {
     let mut world = World::new(10, &[(1, 600), (1, 600)], 0);
     world.nodes[0].links.members.remove(&number(1));
