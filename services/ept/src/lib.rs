@@ -152,7 +152,8 @@ impl Guest {
         }
     }
 
-    #[cold]
+    // Not part of the path of a guest on one node, whose instructions are counted.
+    #[inline(never)]
     fn shared_fault<S: Space, L: Links>(
         &mut self,
         space: &mut S,
