@@ -41,6 +41,14 @@ pub const MAX_NODES: usize = 32;
 /// nodes lands in them.
 pub const CARRIER_FRAMES: u32 = 256;
 
+/// Frames of a node's pool beyond those of its share, when the guest spans so many nodes: the carrier's, and those of pages
+/// that are on their way out.
+#[must_use]
+pub const fn extra_frames(nodes: usize) -> u64 {
+    const ON_THEIR_WAY: u64 = crate::vcpu::MAX_VCPUS as u64 + 8;
+    if nodes > 1 { CARRIER_FRAMES as u64 + ON_THEIR_WAY * nodes as u64 } else { 0 }
+}
+
 /// What one node gives to the guest.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Share {

@@ -525,13 +525,13 @@ fn a_node_of_several_has_its_share_and_its_carrier_all_frames() {
     loaded.result.unwrap();
     let guest = loaded.state.guest.as_ref().unwrap();
     assert_eq!(guest.ranges, [(0, 1100), (1 << 20, 0), (PRIVATE_START / 4096, 40)]);
-    // Of 100 pages, 40 private ones, the page of zeros and those of the carrier.
-    assert_eq!(guest.pool.iter().map(|run| run.pages).sum::<u64>(), 512);
+    // Of 100 pages, 40 private ones, the page of zeros, the carrier's, and 72 for each node.
+    assert_eq!(guest.pool.iter().map(|run| run.pages).sum::<u64>(), 1024);
     assert_eq!(loaded.state.vcpus.len(), 2);
     let pool = guest.pool.clone();
     let carrier = &loaded.state.services[3];
     let (page, _) = StartPage::read_from_prefix(loaded.m.at(carrier.start_page)).unwrap();
-    assert_eq!((page.entries[0].address, page.entries[0].length), (512, 1100));
+    assert_eq!((page.entries[0].address, page.entries[0].length), (1024, 1100));
     assert_eq!(page.entries[0].bits, 2 | 2 << 8 | 40 << 32);
     assert_eq!(page.entry_count as usize, 1 + pool.len());
     let mut at = REGION_BASE;

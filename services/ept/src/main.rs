@@ -130,7 +130,9 @@ impl Links for Outside {
     }
 
     fn progress(&mut self, vcpu: u8) -> Option<Progress> {
-        progress(self.guest?, vcpu)
+        let syscall::Progress { fingerprint, in_guest_mode } =
+            syscall::guest_progress(self.guest?, vcpu.into()).ok()?;
+        Some(Progress { fingerprint, in_guest_mode })
     }
 
     fn lost(&mut self, why: Lost) {
@@ -145,11 +147,6 @@ impl Links for Outside {
     fn now(&self) -> u64 {
         rt::now()
     }
-}
-
-/// What a vCPU has done, as the kernel knows it.
-const fn progress(_guest: Handle, _vcpu: u8) -> Option<Progress> {
-    None
 }
 
 /// The kernel's guest space.

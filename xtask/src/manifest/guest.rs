@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use guest_kit::early;
 use ipc::abi::{MAX_NAME_BYTES, PAGE_SIZE, PRIORITIES};
 use ipc::guest::{
-    AtEnd, CARRIER_FRAMES, CONFIG_BLOB, GuestConfig, INITRD_BLOB, KERNEL_BLOB, MAX_COMMAND_LINE, MAX_NODES,
-    Share, Shares, total_pages, total_vcpus,
+    AtEnd, CONFIG_BLOB, GuestConfig, INITRD_BLOB, KERNEL_BLOB, MAX_COMMAND_LINE, MAX_NODES, Share, Shares,
+    extra_frames, total_pages, total_vcpus,
 };
 use ipc::vcpu::{HIGH_MEMORY_START, LOW_MEMORY_END, MAX_VCPUS, PRIVATE_START};
 
@@ -192,8 +192,7 @@ impl GuestDraft {
     /// The most pages that a node gives, with those for tables and the carrier.
     pub fn most_pages(&self) -> u64 {
         let most = self.shares().iter().map(|share| share.pages).max().unwrap_or(0);
-        let carried = if self.spans() { u64::from(CARRIER_FRAMES) } else { 0 };
-        most + u64::from(self.private_pages()) + carried + 1
+        most + u64::from(self.private_pages()) + extra_frames(self.nodes.value.into()) + 1
     }
 
     /// What the tables of the memory's service take, in bytes: with one node four bytes a page and some for each 512; with

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use ipc::abi::{MAX_THREADS, PAGE_SIZE, REGION_BASE, USER_BITS, USER_END};
-use ipc::guest::{CARRIER_FRAMES, Share, Shares};
+use ipc::guest::{Share, Shares, extra_frames};
 use ipc::image::{GUEST_CAPABILITY, ObjectDescriptor, RegionKind, ServiceDescriptor, SystemDescriptor};
 use proptest::prelude::*;
 
@@ -50,7 +50,7 @@ fn sound(system: &SystemDescriptor, services: &[ServiceDescriptor]) {
                 ObjectDescriptor::GuestFrames { address } => {
                     let guest = system.guest.as_ref().unwrap();
                     let most = guest.shares.iter().map(|share| share.pages).max().unwrap();
-                    let frames = most + u64::from(guest.private_pages) + u64::from(CARRIER_FRAMES) + 1;
+                    let frames = most + u64::from(guest.private_pages) + extra_frames(guest.shares.len()) + 1;
                     assert_eq!((guest.carrier.map(usize::from), address % (2 << 20)), (Some(number), 0));
                     ranges.push((address, address + (frames * 4096).next_multiple_of(2 << 20)));
                 }
