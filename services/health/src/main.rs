@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod kernel;
+mod state;
 
 use health::observer::{Desk, Observer};
 use health::pump::{Pump, TimeLeft, Turn};
@@ -18,6 +19,7 @@ use rt::start::Start;
 use uart::{DIVISOR_115200, Uart};
 
 use crate::kernel::{Cursors, LogRings};
+use crate::state::Teller;
 
 /// How often the log is looked at when all of it was passed on, in milliseconds.
 const IDLE_MS: u64 = 10;
@@ -55,6 +57,7 @@ fn main(start: &'static Start<'static>) -> ! {
         line,
         membership: Membership::new(endpoint("supervisor"), description, start.clock()),
         supervisor: supervisor::Client::new(endpoint("supervisor")).within(patience),
+        teller: Teller::of(start),
         start: *start,
         next_pump: 0,
         next_look: 0,
@@ -68,6 +71,7 @@ struct Health {
     line: Option<Uart<Ports>>,
     membership: Membership<Endpoint>,
     supervisor: supervisor::Client<Endpoint>,
+    teller: Teller,
     start: Start<'static>,
     next_pump: u64,
     next_look: u64,
@@ -132,6 +136,7 @@ impl Service for Health {
         if now >= self.next_look {
             self.observer.look(now);
             self.next_look = self.after(now, LOOK_MS);
+            self.teller.tell(&self.observer, self.pump.counts());
             self.looks += 1;
             if self.looks == LOOKS_PER_SUMMARY {
                 self.looks = 0;

@@ -58,6 +58,16 @@ impl<I: Inspector> Observer<I> {
         self.vcpus.summary()
     }
 
+    /// How many vCPUs there are.
+    pub fn vcpus(&self) -> usize {
+        self.vcpus.count()
+    }
+
+    /// The vCPU with this number, if there is one.
+    pub fn vcpu(&self, number: usize) -> Option<VcpuHealth> {
+        self.vcpus.vcpu(&self.inspector, number)
+    }
+
     fn memory(&self) -> (u64, u64) {
         match self.inspector.inspect(Inspect::Node, 0) {
             Ok([total, free, ..]) => (total, free),
@@ -142,7 +152,7 @@ impl<I: Inspector> Server for Desk<'_, I> {
     }
 
     fn vcpu(&mut self, _caller: Caller, number: u8) -> Result<Option<VcpuHealth>, Refused> {
-        Ok(self.observer.vcpus.vcpu(&self.observer.inspector, usize::from(number)))
+        Ok(self.observer.vcpu(usize::from(number)))
     }
 }
 

@@ -184,6 +184,12 @@ impl Vcpus {
         })
     }
 
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.meters.len()
+    }
+
     /// One of them: totals of now, rates of the last look; `None` when there is none of this number.
     pub fn vcpu(&self, inspector: &impl Inspector, index: usize) -> Option<VcpuHealth> {
         let Report { counters, activity, core } = report(inspector, index)?;
