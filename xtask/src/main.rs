@@ -29,6 +29,7 @@ mod sizes;
 mod switch;
 mod terminal;
 mod test;
+mod top;
 
 use std::process::ExitCode;
 
@@ -52,6 +53,7 @@ enum Command {
     Check(check::Arguments),
     Logs(show_logs::Arguments),
     Sizes(sizes::Arguments),
+    Top(top::Arguments),
 }
 
 impl Command {
@@ -70,6 +72,7 @@ impl Command {
             Self::Check(arguments) => check::run(arguments).map(success),
             Self::Logs(arguments) => show_logs::run(arguments).map(success),
             Self::Sizes(arguments) => sizes::run(arguments).map(success),
+            Self::Top(arguments) => top::run(arguments).map(success),
         }
     }
 }
@@ -105,6 +108,7 @@ mod tests {
         assert!(matches!(parse("xtask test --only boot --list"), Ok(Command::Test(_))));
         assert!(matches!(parse("xtask flash /dev/sdb"), Ok(Command::Flash(_))));
         assert!(matches!(parse("xtask logs --follow --level warn"), Ok(Command::Logs(_))));
+        assert!(matches!(parse("xtask top --json --system-map System.map"), Ok(Command::Top(_))));
         for bad in
             ["xtask", "xtask fly", "xtask run --nodes 0", "xtask run --memory 1", "xtask logs --level loud"]
         {

@@ -7,13 +7,14 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
 use super::fault::FaultNote;
 use super::merge::Merger;
+use super::state::Keeper;
 use super::stream::{Item, Stream};
 use super::tables::{Decoded, KERNEL, Tables};
 use super::{Level, Line};
@@ -50,6 +51,7 @@ pub struct Collector {
     merger: Merger<Line>,
     /// The last lines of each service, by node and name.
     recent: HashMap<(u8, String), VecDeque<Line>>,
+    keeper: Keeper,
 }
 
 #[derive(Debug)]
@@ -72,16 +74,24 @@ struct Timeless {
 }
 
 impl Collector {
-    /// A collector at the start of all logs.
+    /// A collector at the start of all logs, which are in directories of their own in that of a run. It keeps the nodes'
+    /// state there.
     pub fn new(tables: Tables, sources: impl IntoIterator<Item = Source>) -> Self {
-        let nodes = sources.into_iter().map(Node::new).collect();
-        Self { tables, nodes, merger: Merger::new(WINDOW), recent: HashMap::new() }
+        let nodes: Vec<_> = sources.into_iter().map(Node::new).collect();
+        let run = nodes.first().and_then(|node| node.source.file.parent()?.parent());
+        let keeper = Keeper::new(run.map(Path::to_owned));
+        Self { tables, nodes, merger: Merger::new(WINDOW), recent: HashMap::new(), keeper }
+    }
+
+    /// Leaves the state's file alone: the run is another's.
+    pub fn leave_state(&mut self) {
+        self.keeper = Keeper::new(None);
     }
 
     /// Reads what is new in all files and gives the lines that have their turn.
     ///
     /// # Errors
-    /// A file cannot be read.
+    /// A file cannot be read, or the state's not be written.
     pub fn poll(&mut self) -> anyhow::Result<Vec<Line>> {
         self.poll_at(Instant::now())
     }
@@ -89,9 +99,12 @@ impl Collector {
     fn poll_at(&mut self, now: Instant) -> anyhow::Result<Vec<Line>> {
         for node in &mut self.nodes {
             for line in node.read(&self.tables)? {
-                self.merger.push(line.nanos, now, line);
+                if !self.keeper.take(&line) {
+                    self.merger.push(line.nanos, now, line);
+                }
             }
         }
+        self.keeper.write(now)?;
         let lines = self.merger.due(now);
         Ok(self.with_context(lines))
     }
@@ -106,9 +119,12 @@ impl Collector {
             let mut lines = node.read(&self.tables)?;
             lines.extend(node.finish(&self.tables));
             for line in lines {
-                self.merger.push(line.nanos, now, line);
+                if !self.keeper.take(&line) {
+                    self.merger.push(line.nanos, now, line);
+                }
             }
         }
+        self.keeper.end();
         let lines = self.merger.rest();
         Ok(self.with_context(lines))
     }

@@ -6,12 +6,14 @@
 //! a visible line: damage, a record that cannot be decoded, a service that is not in the image.
 //!
 //! Two texts are understood as well as shown: the node's clock rate ([`collector`]) and the supervisor's report of a
-//! fault, beneath which the last lines of the service that failed are repeated ([`fault`]).
+//! fault, beneath which the last lines of the service that failed are repeated ([`fault`]). A third is not shown but
+//! kept: the node's state ([`state`]).
 
 mod collector;
 mod fault;
 mod merge;
 mod show;
+mod state;
 mod stream;
 mod tables;
 
@@ -21,6 +23,7 @@ use std::time::Duration;
 
 pub use collector::{Collector, Source};
 pub use show::{Colour, show};
+pub use state::{NodeState, Sample, State, Told, now_ms};
 pub use tables::{Program, Tables};
 
 /// How urgent a record is.
@@ -109,6 +112,8 @@ pub fn write(
     follow: Option<&AtomicBool>,
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
+    // Who runs the nodes keeps their state.
+    collector.leave_state();
     let mut put = |lines: Vec<Line>| -> std::io::Result<()> {
         for line in lines.iter().filter(|line| filter.takes(line)) {
             out.write_all(show(line, colour).as_bytes())?;

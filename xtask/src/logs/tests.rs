@@ -143,3 +143,32 @@ fn a_log_that_grows_is_followed() {
     let words: Vec<_> = out.lines().filter_map(|line| line.split_whitespace().last()).collect();
     assert_eq!(words, ["cores=2", "cores=2", "first", "second", "third", "fourth"]);
 }
+
+#[test]
+fn the_state_is_kept_beside_the_logs_and_is_no_part_of_them() {
+    let run = tempfile::tempdir().unwrap();
+    let directory = run.path().join("node-1");
+    std::fs::create_dir(&directory).unwrap();
+    let source = Source { node: 1, file: directory.join("com2.bin") };
+    let lines = ["state node cores=2", "state of mind", "state node cores=4"];
+    append(&source.file, &clock(1_000));
+    for (tsc, words) in (1..).zip(lines) {
+        append(&source.file, &text(tsc, 1, words));
+    }
+    append(&source.file, &text(9, 0, "state node cores=8"));
+    let mut collector = Collector::new(tables(), [source.clone()]);
+    collector.poll().unwrap();
+    let told = State::read(run.path()).unwrap().unwrap().nodes[&1].subjects["node"].clone();
+    assert_eq!((told.last.nanos, told.last.values["cores"]), (3_000_000, 4));
+    assert_eq!(told.before.unwrap().values["cores"], 2);
+    // Who shows the log again writes no state, and takes none away.
+    let mut out = Vec::new();
+    let mut shower = Collector::new(tables(), [source]);
+    write(&mut shower, &Filter::default(), Colour::Plain, None, &mut out).unwrap();
+    let shown = String::from_utf8(out).unwrap();
+    assert!(State::read(run.path()).unwrap().is_some());
+    let texts: Vec<_> = collector.finish().unwrap().into_iter().map(|line| line.text).collect();
+    assert_eq!(texts, ["tsc_hz=1000 cores=2", "state of mind", "state node cores=8"]);
+    assert_eq!(shown.lines().count(), texts.len());
+    assert_eq!(State::read(run.path()).unwrap(), None);
+}
