@@ -26,7 +26,7 @@ use timer::{Timer, TimerMode};
 use vectors::Vectors;
 
 pub use lvt::Source;
-pub use registers::{MSR_APIC_BASE, MSR_FIRST, MSR_LAST, MSR_TSC_DEADLINE};
+pub use registers::{MSR_APIC_BASE, MSR_FIRST, MSR_LAST, MSR_TSC_DEADLINE, sets_timer};
 
 /// What others have to do after a write.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

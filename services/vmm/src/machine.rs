@@ -15,6 +15,7 @@
 mod instructions;
 mod interrupts;
 mod nodes;
+mod pace;
 mod report;
 mod resume;
 mod sources;
@@ -107,6 +108,8 @@ struct Cpu {
     /// The page of a start-up interrupt that came after it.
     start_up: Option<u8>,
     nmi_pending: bool,
+    /// How soon its timer interrupts it again, when the guest spans nodes.
+    pace: Option<pace::Pace>,
     /// The walk cache, when it is on.
     walks: Option<WalkCache>,
     /// Where instructions that exit lie.
@@ -210,6 +213,7 @@ impl Machine {
                 init_pending: false,
                 start_up: None,
                 nmi_pending: false,
+                pace: (shares.len() > 1).then(pace::Pace::default),
                 walks,
                 code: resume::CodeCache::default(),
             });

@@ -189,7 +189,11 @@ impl Machine {
         if !Self::is_of_apic(register) {
             return self.write_other_msr(host, vcpu, register, value);
         }
-        match cpu.apic.write(register, value, now)? {
+        let effect = cpu.apic.write(register, value, now)?;
+        if let Some(pace) = cpu.pace.as_mut().filter(|_| apic::sets_timer(register)) {
+            pace.is_set(now, self.timebase.tsc_hz());
+        }
+        match effect {
             apic::Effect::None => {}
             apic::Effect::Send(interrupt) => self.deliver(host, interrupt, Some(vcpu), Some(vcpu)),
             apic::Effect::EndOfInterrupt(vector) => {

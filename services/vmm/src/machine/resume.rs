@@ -216,14 +216,21 @@ impl Machine {
         }
         let (node_now, offset) = (now.wrapping_sub(self.tsc_offset), cpu.tsc_offset);
         let now = node_now.wrapping_add(offset);
-        if cpu.apic.next_due().is_some_and(|due| due <= now) {
+        let due = |cpu: &super::Cpu| {
+            let due = cpu.apic.next_due()?;
+            Some(cpu.pace.map_or(due, |pace| pace.defer(due)))
+        };
+        if due(cpu).is_some_and(|due| due <= now) {
             cpu.apic.expire(now);
+            if let Some(pace) = &mut cpu.pace {
+                pace.comes(now);
+            }
         }
         let page = host.page(vcpu);
         let takes = page.registers.rflags & RFLAGS_IF != 0;
         let control = &mut page.control;
         // In the node's time, like all deadlines from here on.
-        let mut deadline = cpu.apic.next_due().map(|due| due.wrapping_sub(offset));
+        let mut deadline = due(cpu).map(|due| due.wrapping_sub(offset));
         if let Some(event) = device_event {
             deadline = earlier(deadline, event);
         }

@@ -51,6 +51,7 @@ pub fn run(options: &Options) -> Result<()> {
     let [mut reads, mut upgrades, mut writes] = thread::scope(|scope| {
         let other = scope.spawn(|| -> Result<()> {
             cpu::pin(last)?;
+            barrier.wait();
             for value in 1..=2 {
                 write_all(value);
                 barrier.wait();
@@ -60,6 +61,7 @@ pub fn run(options: &Options) -> Result<()> {
         });
         cpu::pin(first)?;
         write_all(3);
+        barrier.wait();
         barrier.wait();
         let (reads, upgrades) = (take(&read), take(&write));
         barrier.wait();
