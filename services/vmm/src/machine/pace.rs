@@ -9,8 +9,8 @@
 
 /// What follows a tick has so many times as long.
 const SHARE: u64 = 8;
-/// The least that a vCPU gets of ticks, when it wants them: one in a fiftieth of a second.
-const MOST_PER_SECOND: u64 = 50;
+/// The least that a vCPU gets of ticks, when it wants them: one in a twentieth of a second.
+const MOST_PER_SECOND: u64 = 20;
 
 /// The pace of a vCPU's timer. Times are in the guest's TSC.
 #[derive(Clone, Copy, Debug, Default)]
