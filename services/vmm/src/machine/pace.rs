@@ -65,7 +65,7 @@ mod tests {
         let mut pace = Pace::default();
         pace.comes(0);
         pace.is_set(HZ, HZ);
-        assert_eq!(pace.defer(0), HZ + HZ / 50);
+        assert_eq!(pace.defer(0), HZ + HZ / MOST_PER_SECOND);
         pace.comes(u64::MAX);
         pace.is_set(3, u64::MAX);
         assert_eq!(pace.defer(0), 3);

@@ -240,7 +240,7 @@ impl Simulator {
         let deadline = site.coherence.deadline();
         for (to, letter) in sent {
             let is_page = letter.1.is_some();
-            let bytes = HEADER_BYTES + letter.0.encode().1 + if is_page { PAGE_BYTES } else { 0 };
+            let bytes = HEADER_BYTES + if is_page { PAGE_BYTES } else { 0 };
             self.seen.messages += 1;
             self.seen.bytes += bytes as u64;
             self.seen.pages_moved += u64::from(is_page);
