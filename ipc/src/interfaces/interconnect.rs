@@ -60,6 +60,23 @@ pub struct Counters {
     pub messages: Messages,
     /// Times that an interrupt of the card told the service of frames.
     pub interrupts: u64,
+    /// Frames of reliable channels that were sent again, because later ones had come or a time-out had passed.
+    pub retransmissions: u64,
+    /// From sending a frame of a reliable channel to its acknowledgement, which may wait for a frame to go with.
+    pub round_trips: RoundTrips,
+    /// Parts of pages that the processor copied. A link that carries a page in one frame needs none.
+    pub copies: u64,
+}
+
+/// Round trips, with all members that there were.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct RoundTrips {
+    /// How many were measured.
+    pub count: u64,
+    /// Half of them took no longer, in nanoseconds, to a quarter; 0 when there was none.
+    pub median_ns: u64,
+    /// 99 of 100 took no longer, in nanoseconds, to a quarter; 0 when there was none.
+    pub percentile_99_ns: u64,
 }
 
 /// Messages that had a page frame, sent through reliable channels, and what became of them.

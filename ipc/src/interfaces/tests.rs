@@ -124,6 +124,13 @@ fn the_largest_messages_fit_a_page() {
         refused: u64::MAX,
         messages: interconnect::Messages { sent: 1, acknowledged: 2, abandoned: u64::MAX },
         interrupts: u64::MAX,
+        retransmissions: u64::MAX,
+        round_trips: interconnect::RoundTrips {
+            count: u64::MAX,
+            median_ns: u64::MAX,
+            percentile_99_ns: u64::MAX,
+        },
+        copies: u64::MAX,
     }));
     let peer = interconnect::Peer {
         node: u16::MAX,

@@ -13,7 +13,7 @@ use ipc::wire::{
 use crate::clock::{ClusterClock, Estimator};
 use crate::membership::{self, MAX_HELLO, Member, Membership, Profile, View};
 use crate::sink::{Output, Payload, Receipt, Sink, Token};
-use crate::statistics::{ClassCounters, Histogram};
+use crate::statistics::{ClassCounters, Histogram, Totals};
 use crate::transport::{self, Message, Rejected, SendError, Transport};
 
 /// The most questions for the time that wait to be answered; more are dropped, and asked again.
@@ -370,6 +370,12 @@ impl<F: Copy, const PEERS: usize> Node<F, PEERS> {
     #[must_use]
     pub fn counters(&self, node: u16) -> Option<[ClassCounters; CLASSES]> {
         self.transport.counters(node)
+    }
+
+    /// What passed between this node and all members that there were.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        self.transport.totals()
     }
 
     /// The round trips to a member.

@@ -151,7 +151,7 @@ impl Service for Program {
 
 impl Server for Program {
     fn counters(&mut self, _: Caller) -> Result<Option<Counters>, Refused> {
-        Ok(self.network.as_ref().map(|network| network.station.counters()))
+        Ok(self.network.as_ref().map(Network::counters))
     }
 
     fn peers(&mut self, _: Caller) -> Result<Peers, Refused> {
@@ -250,7 +250,15 @@ impl Network {
     }
 
     fn view(&self) -> View {
-        self.station.view(|ticks| self.clock.duration(ticks).as_nanos().try_into().unwrap_or(u64::MAX))
+        self.station.view(|ticks| self.nanoseconds(ticks))
+    }
+
+    fn counters(&self) -> Counters {
+        self.station.counters(|ticks| self.nanoseconds(ticks))
+    }
+
+    fn nanoseconds(&self, ticks: u64) -> u64 {
+        self.clock.duration(ticks).as_nanos().try_into().unwrap_or(u64::MAX)
     }
 
     /// Logs the view when it is another, and all in sum once in a while.
@@ -262,7 +270,7 @@ impl Network {
         }
         if now >= self.next_summary {
             self.next_summary = now.saturating_add(self.clock.ticks(SUMMARY));
-            tell_summary(&self.view(), &self.station.counters());
+            tell_summary(&self.view(), &self.counters());
         }
     }
 

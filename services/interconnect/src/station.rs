@@ -10,7 +10,7 @@ mod measuring;
 mod messages;
 mod port;
 
-use ipc::interfaces::interconnect::{Counters, Drops, MAX_PEERS, Peer, View};
+use ipc::interfaces::interconnect::{Counters, Drops, MAX_PEERS, Peer, RoundTrips, View};
 use ipc::wire::CLASSES;
 use virtio_net::NetError;
 
@@ -18,6 +18,7 @@ use crate::card::{Card, Received};
 use crate::exchange::Measurement;
 use crate::membership::Event;
 use crate::node::{Config, Node};
+use crate::statistics::Totals;
 use clients::Queues;
 use frames::Frames;
 use port::{Outlet, PageName, Port};
@@ -153,10 +154,10 @@ impl<C: Card> Station<C> {
         &self.node
     }
 
-    /// The card, and what passed it.
-    #[must_use]
-    pub fn counters(&self) -> Counters {
+    /// The card, and what passed it; `nanoseconds` converts ticks.
+    pub fn counters(&self, nanoseconds: impl Fn(u64) -> u64) -> Counters {
         let dropped = *self.node.drops();
+        let Totals { retransmissions, round_trips } = self.node.totals();
         Counters {
             mac: self.port.card.mac().0,
             mtu: self.port.card.mtu(),
@@ -171,6 +172,13 @@ impl<C: Card> Station<C> {
             refused: self.node.membership().refusals().iter().sum(),
             messages: self.port.messages,
             interrupts: self.interrupts,
+            retransmissions,
+            round_trips: RoundTrips {
+                count: round_trips.total(),
+                median_ns: nanoseconds(round_trips.percentile(50)),
+                percentile_99_ns: nanoseconds(round_trips.percentile(99)),
+            },
+            copies: self.port.copies,
         }
     }
 

@@ -29,6 +29,14 @@ impl Histogram {
         }
     }
 
+    /// Counts what another one has counted.
+    pub fn add(&mut self, other: &Self) {
+        for (count, more) in self.counts.iter_mut().zip(&other.counts) {
+            *count = count.saturating_add(*more);
+        }
+        self.total = self.total.saturating_add(other.total);
+    }
+
     /// How many times were counted.
     #[must_use]
     pub const fn total(&self) -> u64 {
@@ -74,6 +82,15 @@ fn upper_bound(number: usize) -> u64 {
         None => sub,
         Some(octave) => ((SUBS as u64 + sub + 1) << octave) - 1,
     }
+}
+
+/// What passed in all classes between this node and all members that there were.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    /// Frames that were sent again.
+    pub retransmissions: u64,
+    /// Round trips.
+    pub round_trips: Histogram,
 }
 
 /// What passed in one class between this node and a peer.
@@ -133,5 +150,19 @@ mod tests {
         assert!((500..=625).contains(&histogram.percentile(50)), "{}", histogram.percentile(50));
         assert!((990..=1238).contains(&histogram.percentile(99)), "{}", histogram.percentile(99));
         assert_eq!(histogram.total(), 1000);
+    }
+
+    #[test]
+    fn histograms_are_added() {
+        let (mut all, mut one, mut other) = (Histogram::new(), Histogram::new(), Histogram::new());
+        for value in 0..2000 {
+            all.record(value);
+            if value % 3 == 0 { one.record(value) } else { other.record(value) }
+        }
+        one.add(&other);
+        assert_eq!((one.counts, one.total), (all.counts, all.total));
+        let mut full = Histogram { counts: [u32::MAX; BUCKETS], total: u64::MAX };
+        full.add(&one);
+        assert_eq!((full.counts, full.total), ([u32::MAX; BUCKETS], u64::MAX));
     }
 }

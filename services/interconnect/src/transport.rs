@@ -20,7 +20,7 @@ use ipc::wire::{
 
 use crate::membership::Member;
 use crate::sink::{Outcome, Output, Payload, Receipt, Sink, Token};
-use crate::statistics::{ClassCounters, Histogram};
+use crate::statistics::{ClassCounters, Histogram, Totals};
 use link::{Link, Standing};
 use rtt::RtoLimits;
 use sender::{Acknowledgement, Part, Piece};
@@ -90,13 +90,16 @@ pub struct Transport<F, const PEERS: usize> {
     in_card: usize,
     /// Which link is served first.
     turn: usize,
+    /// Of the links that were closed.
+    former: Totals,
 }
 
 impl<F: Copy, const PEERS: usize> Transport<F, PEERS> {
     /// Without members.
     #[must_use]
     pub const fn new(limits: Limits) -> Self {
-        Self { limits, waiting: 0, links: Vec::new(), generation: 0, in_card: 0, turn: 0 }
+        let former = Totals { retransmissions: 0, round_trips: Histogram::new() };
+        Self { limits, waiting: 0, links: Vec::new(), generation: 0, in_card: 0, turn: 0, former }
     }
 
     /// Whether there is a channel to this life of a node.
@@ -117,6 +120,7 @@ impl<F: Copy, const PEERS: usize> Transport<F, PEERS> {
         for link in &mut self.links {
             if link.is_member() && !stays(link.life) {
                 link.close(&mut self.waiting, sink);
+                link.add_to(&mut self.former);
             }
         }
         self.links.retain(|link| !link.is_over());
@@ -371,6 +375,14 @@ impl<F: Copy, const PEERS: usize> Transport<F, PEERS> {
             let (fast_retransmissions, timeout_retransmissions) = lane.sender.retransmissions();
             ClassCounters { fast_retransmissions, timeout_retransmissions, ..lane.counters }
         }))
+    }
+
+    /// What passed between this node and all members that there were.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let mut totals = self.former.clone();
+        self.links.iter().filter(|link| link.is_member()).for_each(|link| link.add_to(&mut totals));
+        totals
     }
 
     /// The round trips to a member.

@@ -60,6 +60,7 @@ pub(super) struct Port<C: Card> {
     pub received: Traffic,
     pub no_room: u64,
     pub messages: Messages,
+    pub copies: u64,
 }
 
 impl<C: Card> Port<C> {
@@ -76,6 +77,7 @@ impl<C: Card> Port<C> {
             received: Traffic::default(),
             no_room: 0,
             messages: Messages::default(),
+            copies: 0,
         };
         port.refill();
         port
@@ -177,6 +179,7 @@ impl<C: Card, E: FnMut(Event)> Sink<PageName> for Outlet<'_, C, E> {
     }
 
     fn append(&mut self, from: PageName, to: PageName, offset: u16, bytes: u16) {
+        self.port.copies += 1;
         self.port.card.append(from.number, to.number, offset, bytes);
     }
 

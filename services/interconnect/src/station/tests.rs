@@ -238,7 +238,7 @@ fn exchanges_are_measured() {
     for (shape, pages_written) in [(Shape::Short, [0, 0]), (Shape::Page, [50, 0]), (Shape::Fetch, [0, 50])] {
         let clock = Rc::new(Cell::new(0));
         let mut nodes = two(&clock);
-        let before = nodes[0].station.counters();
+        let before = nodes[0].station.counters(|ticks| ticks);
         let request = ExchangeRequest { node: 2, shape, count: 50 };
         assert_eq!(nodes[0].station.begin_exchange(request), ExchangeAnswer::Begun);
         assert_eq!(nodes[0].station.begin_exchange(request), ExchangeAnswer::Busy);
@@ -261,7 +261,7 @@ fn exchanges_are_measured() {
         };
         assert_eq!(nodes[0].station.exchange(), Exchange::Done(expected));
         assert_eq!([0, 1].map(|node| nodes[node].station.port.card.filled), pages_written);
-        let counters = nodes[0].station.counters();
+        let counters = nodes[0].station.counters(|ticks| ticks);
         assert_eq!(counters.sent.frames - before.sent.frames, 50);
         assert_eq!(counters.dropped, before.dropped);
         for node in &mut nodes {
@@ -276,7 +276,7 @@ fn every_page_is_another_and_a_wrong_answer_is_told() {
     for shape in [Shape::Page, Shape::Fetch] {
         let clock = Rc::new(Cell::new(0));
         let mut nodes = two(&clock);
-        let before = nodes[0].station.counters().dropped;
+        let before = nodes[0].station.counters(|ticks| ticks).dropped;
         nodes[0].station.begin_exchange(ExchangeRequest { node: 2, shape, count: 3 });
         let mut last = vec![];
         for damage in [None, Some(17), Some(4095)] {
@@ -297,7 +297,7 @@ fn every_page_is_another_and_a_wrong_answer_is_told() {
         }
         let Exchange::Done(times) = nodes[0].station.exchange() else { panic!("still runs") };
         assert_eq!((times.completed, times.wrong, times.lost), (3, 2, 0));
-        assert_eq!(nodes[0].station.counters().dropped, before);
+        assert_eq!(nodes[0].station.counters(|ticks| ticks).dropped, before);
     }
 }
 
@@ -356,7 +356,7 @@ fn a_full_card_costs_no_frame() {
     }
     let sent = one.station.port.card.leaving.len();
     assert_eq!(sent, QUEUE);
-    assert!(one.station.counters().dropped.no_room > 200);
+    assert!(one.station.counters(|ticks| ticks).dropped.no_room > 200);
     one.station.port.card.stuck = false;
     one.poll();
     one.check_frames();
@@ -369,11 +369,11 @@ fn each_bad_frame_is_counted_by_its_reason() {
     let [mut one, _] = two(&clock);
     one.station.port.card.outbox.clear();
     let good = frame(2, 1, Kind::EchoRequest, &[1; 64]);
-    let mut drops = one.station.counters().dropped;
+    let mut drops = one.station.counters(|ticks| ticks).dropped;
     let mut expect = |one: &mut Node, bytes: &[u8], count: fn(&mut Drops) -> &mut u64| {
         one.deliver(bytes);
         *count(&mut drops) += 1;
-        assert_eq!(one.station.counters().dropped, drops);
+        assert_eq!(one.station.counters(|ticks| ticks).dropped, drops);
         one.check_frames();
     };
     for length in 0..HEADER_BYTES {
@@ -455,8 +455,8 @@ fn hostile_frames_do_no_harm() {
     let accepted = one.station.port.received.frames - before.0;
     assert_eq!(accepted + one.station.node().drops().total() - before.1, total);
     let Drops { short, foreign, malformed, corrupt, elsewhere, duplicate, stranger, unexpected, .. } =
-        one.station.counters().dropped;
+        one.station.counters(|ticks| ticks).dropped;
     for count in [short, foreign, malformed, corrupt, elsewhere, duplicate, stranger, unexpected, accepted] {
-        assert!(count > 100, "{:?}", one.station.counters());
+        assert!(count > 100, "{:?}", one.station.counters(|ticks| ticks));
     }
 }

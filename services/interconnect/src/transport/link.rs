@@ -11,7 +11,7 @@ use super::{Limits, Rejected};
 use crate::PAGE;
 use crate::membership::Member;
 use crate::sink::{Delivery, Outcome, Output, Receipt, Sink};
-use crate::statistics::{ClassCounters, Histogram};
+use crate::statistics::{ClassCounters, Histogram, Totals};
 
 /// Whether the peer is a member.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -222,6 +222,14 @@ impl<F: Copy> Link<F> {
             lane.sender.abandon();
             self.release(class, Outcome::Abandoned, sink);
         }
+    }
+
+    /// Adds what passed on it.
+    pub fn add_to(&self, totals: &mut Totals) {
+        for (fast, timeout) in self.lanes.iter().map(|lane| lane.sender.retransmissions()) {
+            totals.retransmissions += fast + timeout;
+        }
+        totals.round_trips.add(&self.round_trips);
     }
 
     /// Whether nothing is left of it.

@@ -68,7 +68,7 @@ fn a_given_page_is_exchanged_and_comes_without_a_copy() {
     assert!(!nodes[1].owned().contains(&came.frame));
     nodes[1].memory_takes(3);
     pass(&mut nodes, &clock, 100);
-    let messages = nodes[0].station.counters().messages;
+    let messages = nodes[0].station.counters(|ticks| ticks).messages;
     assert_eq!((messages.sent, messages.acknowledged, messages.abandoned), (1, 1, 0));
     for node in &nodes {
         node.check_frames();
@@ -274,7 +274,7 @@ fn a_shared_page_goes_to_several_and_again_at_a_time() {
     pass(&mut nodes, &clock, 200);
     nodes[0].check_frames();
     assert_eq!(nodes[0].owned().len(), FRAMES as usize);
-    let messages = nodes[0].station.counters().messages;
+    let messages = nodes[0].station.counters(|ticks| ticks).messages;
     assert_eq!((messages.sent, messages.acknowledged), (5, 5));
 }
 
@@ -321,7 +321,7 @@ fn what_no_client_sends_is_dropped_and_the_class_goes_on() {
         bytes.extend(payload);
         one.deliver(&bytes);
     };
-    let before = one.station.counters().dropped.unexpected;
+    let before = one.station.counters(|ticks| ticks).dropped.unexpected;
     for _ in 0..50 {
         deliver(&mut one, Class::Page, 8);
         deliver(&mut one, Class::Platform, 4096);
@@ -329,7 +329,7 @@ fn what_no_client_sends_is_dropped_and_the_class_goes_on() {
         one.tick();
         one.check_frames();
     }
-    assert_eq!(one.station.counters().dropped.unexpected - before, 150);
+    assert_eq!(one.station.counters(|ticks| ticks).dropped.unexpected - before, 150);
     assert_eq!(one.station.alerts(), Alerts::default());
     deliver(&mut one, Class::Control, 4096);
     assert_eq!(one.memory_takes(NO_FRAME).kind, IncomingKind::Message);
@@ -348,7 +348,7 @@ fn a_client_that_begins_anew_learns_what_the_service_has() {
     nodes[0].tick();
     let list = nodes[0].station.frames();
     assert_eq!(list.len(), FRAMES as usize);
-    assert_eq!(nodes[0].station.counters().messages.abandoned, 22);
+    assert_eq!(nodes[0].station.counters(|ticks| ticks).messages.abandoned, 22);
     pass(&mut nodes, &clock, 300);
     nodes[0].check_frames();
     // One was taken and not made up for, the others are dropped.

@@ -169,12 +169,18 @@ fn no_page_frame_is_lost_on_a_bad_wire() {
                 let came = owners[usize::from(to) - 1].came.get(&(from, class));
                 assert_eq!(came.copied().unwrap_or(0), count, "seed {seed}: {from} to {to}, class {class}");
             }
-            let messages = node.station.counters().messages;
+            let counters = node.station.counters(|ticks| ticks);
+            let messages = counters.messages;
+            let classes: Vec<_> =
+                [1, 2, 3].into_iter().filter_map(|peer| node.station.node.counters(peer)).flatten().collect();
+            let sent_again = classes.iter().map(|c| c.fast_retransmissions + c.timeout_retransmissions).sum();
+            assert_eq!(counters.retransmissions, sent_again);
+            assert!(counters.round_trips.count > 0 && counters.round_trips.median_ns > 0);
+            assert!(counters.round_trips.percentile_99_ns >= counters.round_trips.median_ns);
+            assert_eq!(counters.copies != 0, mtu == 1500);
             assert_eq!((messages.acknowledged, messages.abandoned), (messages.sent, 0));
             given += messages.sent;
-            let classes = [1, 2, 3].into_iter().filter_map(|peer| node.station.node.counters(peer));
-            again +=
-                classes.flatten().map(|c| c.fast_retransmissions + c.timeout_retransmissions).sum::<u64>();
+            again += sent_again;
         }
     }
     assert!(given > 3_000 && again > 500, "{given} pages, {again} sent again");
