@@ -4,8 +4,8 @@
 //! keeps the latest of each in place of the merged log's lines; it takes every key, so a new one is written here and
 //! shown there (`xtask/src/top/overview.rs`). They have no level, so that no choice of levels takes them away.
 //!
-//! The line carries them beside the log: 2 records of 40 bytes and 4 of 100 a second, and of vCPUs and hot pages so
-//! many that it stays below 1.5 KiB.
+//! The line carries them beside the log: 2 records of 40 bytes and 4 of 100 a second, and of vCPUs, hot pages and hot
+//! instructions so many that it stays below 1.5 KiB.
 
 use health::observer::Observer;
 use health::turns::in_turns;
@@ -14,16 +14,19 @@ use rt::capability::Endpoint;
 use rt::inspector::Inspector;
 use rt::start::Start;
 
-/// How long another service is waited for, in milliseconds: three calls are short against the beat.
+/// How long another service is waited for, in milliseconds: five calls are short against the beat.
 const PATIENCE_MS: u64 = 50;
 /// vCPUs told of in a second, at 40 bytes: all of 64 take 6 seconds.
 const VCPUS_AT_A_TIME: usize = 12;
+/// Hot pages and instructions told of in a second, at 35 bytes: all of 32 take 4 seconds.
+const HOT_AT_A_TIME: usize = 8;
 
 /// Tells of the node.
 pub(crate) struct Teller {
     ept: Option<ept::Client<Endpoint>>,
     interconnect: Option<interconnect::Client<Endpoint>>,
     next_vcpu: usize,
+    next_hot: usize,
 }
 
 impl Teller {
@@ -36,6 +39,7 @@ impl Teller {
             interconnect: endpoint("interconnect")
                 .map(|endpoint| interconnect::Client::new(endpoint).within(patience)),
             next_vcpu: 0,
+            next_hot: 0,
         }
     }
 
@@ -43,9 +47,18 @@ impl Teller {
     pub(crate) fn tell<I: Inspector>(&mut self, observer: &Observer<I>, log: (u64, u64)) {
         tell_node(observer, log);
         in_turns(&mut self.next_vcpu, VCPUS_AT_A_TIME, |number| tell_vcpu(observer, number));
-        let counters = self.ept.as_mut().and_then(|ept| ept.counters().ok());
-        if let Some(counters) = counters.flatten() {
-            tell_memory(&counters);
+        if let Some(ept) = &mut self.ept {
+            if let Ok(Some(counters)) = ept.counters() {
+                // One that spans no nodes shares nothing.
+                match ept.sharing() {
+                    Ok(Some(sharing)) => tell_shared_memory(&counters, &sharing),
+                    Ok(None) => tell_memory(&counters),
+                    Err(_) => {}
+                }
+            }
+            if let Ok(hottest) = ept.hottest() {
+                in_turns(&mut self.next_hot, HOT_AT_A_TIME, |number| tell_hot(&hottest, number));
+            }
         }
         if let Some(interconnect) = &mut self.interconnect {
             if let Ok(Some(view)) = interconnect.view() {
@@ -116,6 +129,47 @@ fn tell_memory(counters: &ept::Counters) {
         faults.of_window,
         faults.around_pages
     );
+}
+
+/// The memory of a guest that spans nodes. Pages that are not here may be another's or nobody's: no node knows how many are.
+fn tell_shared_memory(counters: &ept::Counters, sharing: &ept::Sharing) {
+    let ept::Counters { frames, ranges, faults, .. } = *counters;
+    let ept::Sharing { zero, read, write, reads, writes, refused, .. } = *sharing;
+    let ept::Sharing { fetched, kept, given, invalidated, .. } = *sharing;
+    defmt::println!(
+        "state memory frames_total={=u64} frames_used={=u64} frames_reserved={=u64} read={=u64} write={=u64} zero={=u64} large_ranges={=u64}",
+        frames.total,
+        frames.used,
+        frames.reserved,
+        read,
+        write,
+        zero,
+        ranges.large
+    );
+    defmt::println!(
+        "state faults reads={=u64} writes={=u64} refused={=u64} around={=u64} fetched={=u64} kept={=u64} given={=u64} invalidated={=u64}",
+        reads,
+        writes,
+        refused,
+        faults.around_pages,
+        fetched,
+        kept,
+        given,
+        invalidated
+    );
+}
+
+/// Whether there is a hot page, or an instruction after the pages, of this number.
+fn tell_hot(hottest: &ept::HotList, number: usize) -> bool {
+    let ept::HotList { pages, instructions } = hottest;
+    if let Some((rank, hot)) = pages.iter().enumerate().nth(number) {
+        defmt::println!("state hot_page/{=usize} page={=u64} faults={=u64}", rank, hot.what, hot.count);
+        return true;
+    }
+    let Some(rank) = number.checked_sub(pages.len()) else { return false };
+    let Some(hot) = instructions.get(rank) else { return false };
+    defmt::println!("state hot_instruction/{=usize} rip={=u64} faults={=u64}", rank, hot.what, hot.count);
+    true
 }
 
 fn tell_view(view: &interconnect::View) {
