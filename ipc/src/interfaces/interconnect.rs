@@ -29,8 +29,8 @@ crate::interface! {
         control time() -> Option<Time> = 6;
         /// The frames of the guest's pool that the service has now; none when it is not the guest's carrier. All messages that
         /// came and were not taken, and all of the caller's that were not transmitted, are dropped: for the owner of the
-        /// guest's memory when it begins anew. When there is one fewer than [`CARRIER_FRAMES`](crate::guest::CARRIER_FRAMES),
-        /// that one was taken and not made up for: the next `receive` must do so.
+        /// guest's memory when it begins anew. A frame that came and was not made up for is the caller's, and is not made up
+        /// for any more.
         control frames() -> Frames = 7;
         /// Sends a message through the reliable channel to a member.
         hot send(Outgoing) -> Sent = 8;

@@ -6,7 +6,7 @@ use ipc::message::Caller;
 use rt::capability::Notification;
 use rt::start::Start;
 
-use crate::nic::carried;
+use crate::nic::spanning;
 
 /// What the owner of the guest's memory calls the notification.
 const MEMORY: &str = "arrived-memory";
@@ -22,9 +22,9 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Those of this node; `None` when this life of the service carries no guest's pages.
+    /// Those of this node; `None` when its guest spans no others.
     pub fn of(start: &Start<'_>) -> Option<Self> {
-        carried(start).map(|guest| Self {
+        spanning(start).map(|guest| Self {
             platform: guest.platform.into(),
             memory: guest.memory.into(),
             arrived_platform: start.notification(PLATFORM).ok(),

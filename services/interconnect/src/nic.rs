@@ -7,7 +7,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use interconnect::card::{Card, Part, Received, word};
-use interconnect::station;
+use interconnect::station::{self, Frames};
 use ipc::guest::CARRIER_FRAMES;
 use ipc::image::GUEST_FRAMES;
 use ipc::wire::{HEADER_BYTES, MacAddress};
@@ -24,6 +24,8 @@ use hal::{Bar, Pool, Rings, WORDS};
 const NAME: &str = "nic";
 /// What the manifest calls the memory of the card's rings, which no other service shares.
 const RINGS: &str = "rings";
+/// What the manifest calls the memory that outlives a restart, for the list of the guest's frames that the service has.
+const KEPT: &str = "frames-state";
 /// What the manifest calls the page frames of a node whose guest spans no others.
 const POOL: &str = "frames";
 /// The card's MSI-X entry for changes of its configuration.
@@ -125,26 +127,36 @@ pub fn open(start: &Start<'_>) -> Result<Option<Opened>, OpenError> {
     Ok(Some(Opened { nic: Nic { net, pool }, pool: lot, configuration, receive }))
 }
 
-/// The page frames: the last ones of the guest's pool when it spans nodes, or else the first ones of a pool of our own.
+/// The page frames: those of the guest's pool when it spans nodes, or else the first ones of a pool of our own.
 fn pool(start: &Start<'_>) -> Result<(Pool, station::Pool), OpenError> {
-    let is_guests = carried(start).is_some();
-    let (name, count) = if is_guests { (GUEST_FRAMES, CARRIER_FRAMES) } else { (POOL, FRAMES) };
-    let pool = Pool::of(start.dma_pieces(name));
-    let frames = pool.frames();
-    let rest = frames.checked_sub(count).ok_or(OpenError::SmallPool(name, count))?;
-    let first = if is_guests { rest } else { 0 };
-    Ok((pool, station::Pool { frames, first, count, is_guests }))
+    if spanning(start).is_some() {
+        let pool = Pool::of(start.dma_pieces(GUEST_FRAMES));
+        if let Some(frames) = carried(start, pool.frames())? {
+            return Ok((pool, station::Pool { frames, is_guests: true }));
+        }
+    }
+    let pool = Pool::of(start.dma_pieces(POOL));
+    let frames = Some(pool.frames()).filter(|&frames| frames >= FRAMES);
+    let frames = frames.ok_or(OpenError::SmallPool(POOL, FRAMES))?;
+    Ok((pool, station::Pool { frames: Frames::new(frames, 0..FRAMES, &[]), is_guests: false }))
+}
+
+/// The service's frames of the guest's pool, which has so many: the last ones at the node's boot, and those that its last life
+/// had. `None` when these are not known: what it received into others would ruin the guest's memory.
+fn carried(start: &Start<'_>, pool: u32) -> Result<Option<Frames>, OpenError> {
+    let kept = start.region(KEPT).ok().filter(|region| region.kept && region.writable);
+    let kept = kept.map_or_else(Default::default, |region| region.words());
+    if start.generation() > 0 {
+        return Ok(Frames::recall(pool, kept));
+    }
+    let first = pool.checked_sub(CARRIER_FRAMES);
+    let first = first.ok_or(OpenError::SmallPool(GUEST_FRAMES, CARRIER_FRAMES))?;
+    Ok(Some(Frames::new(pool, first..pool, kept)))
 }
 
 /// The guest, when it spans several nodes.
 pub fn spanning(start: &Start<'_>) -> Option<Guest> {
     start.guest().ok().filter(|guest| guest.nodes > 1)
-}
-
-/// The guest whose pages this life of the service carries. A later life does not know which frames are still the service's:
-/// what it received into the others would ruin the guest's memory.
-pub fn carried(start: &Start<'_>) -> Option<Guest> {
-    spanning(start).filter(|_| start.generation() == 0)
 }
 
 impl Nic {

@@ -87,8 +87,12 @@ impl Program {
             Err(missing) => panic!("{missing}"),
         };
         let clock = start.clock();
+        let mut is_carrier = true;
         let network = match nic::open(start) {
-            Ok(Some(opened)) => Some(Network::new(opened, start)),
+            Ok(Some(opened)) => {
+                is_carrier = opened.pool.is_guests;
+                Some(Network::new(opened, start))
+            }
             Ok(None) => {
                 defmt::info!("this node has no network card");
                 None
@@ -101,10 +105,11 @@ impl Program {
         };
         let description = description(start.name(), env!("CARGO_PKG_VERSION"), Some(INTERFACE));
         let membership = Membership::new(supervisor, description, clock);
-        let clients = Clients::of(start);
-        if clients.is_none() && nic::spanning(start).is_some() {
+        let clients = Clients::of(start).filter(|_| is_carrier);
+        if !is_carrier && nic::spanning(start).is_some() {
             defmt::error!(
-                "this service was restarted: the guest's pages are carried no more before the node is"
+                "this service does not know which frames were its own before it was restarted: the guest's pages are \
+                 carried no more before the node is"
             );
         }
         Self { clock, membership, network, clients }

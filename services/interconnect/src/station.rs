@@ -20,11 +20,10 @@ use crate::membership::Event;
 use crate::node::{Config, Node};
 use crate::statistics::Totals;
 use clients::Queues;
-use frames::Frames;
 use port::{Outlet, PageName, Port};
 
 pub use clients::{Alerts, Client};
-pub use frames::MAX_FRAMES;
+pub use frames::Frames;
 
 /// Frames that one [`Station::poll`] takes at most, so that a flood does not keep the service from its other duties.
 const BATCH: usize = 32;
@@ -32,14 +31,9 @@ const BATCH: usize = 32;
 pub const DEFAULT_MTU: u16 = 1500;
 
 /// The page frames that a station works with.
-#[derive(Clone, Copy, Debug)]
 pub struct Pool {
-    /// Page frames of the pool: their numbers are below this.
-    pub frames: u32,
-    /// The first one that is the service's at the start.
-    pub first: u32,
-    /// How many are, at most [`MAX_FRAMES`].
-    pub count: u32,
+    /// The service's.
+    pub frames: Frames,
     /// Whether the others are the guest's, whose services send and receive messages.
     pub is_guests: bool,
 }
@@ -64,8 +58,7 @@ impl<C: Card> Station<C> {
     /// The station of a node at its `card`, with page frames of a pool. An answer of a bare exchange is waited for
     /// `patience` ticks.
     pub fn new(card: C, config: Config, patience: u64, pool: Pool) -> Self {
-        let Pool { frames, first, count, is_guests } = pool;
-        let frames = Frames::new(frames, first..first.saturating_add(count));
+        let Pool { frames, is_guests } = pool;
         Self {
             node: Node::new(config, card.now()),
             port: Port::new(card, frames, Queues::new(is_guests)),

@@ -151,6 +151,7 @@ impl<C: Card> Station<C> {
             self.node.withdraw(class, &mut Outlet { port: &mut self.port, events: &mut |_| {} });
         }
         self.port.queues.is_reacting = false;
+        self.port.frames.forgive();
         self.port.refill();
         self.port.frames.list()
     }

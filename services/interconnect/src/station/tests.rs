@@ -47,17 +47,22 @@ impl Node {
     }
 
     fn with_mtu(number: u8, clock: &Rc<Cell<u64>>, mtu: u16) -> Self {
+        Self::with_frames(number, clock, mtu, Frames::new(POOL, POOL - FRAMES..POOL, &[]))
+    }
+
+    fn with_frames(number: u8, clock: &Rc<Cell<u64>>, mtu: u16, frames: Frames) -> Self {
         let mut card = FakeCard::new(number, clock, POOL);
         card.mtu = Some(mtu);
         let config = Config {
             cluster: 1,
-            life: Member { node: number.into(), incarnation: 5, mac: card.mac },
+            // Each has another time.
+            life: Member { node: number.into(), incarnation: 5 + u16::from(clock.get() != 0), mac: card.mac },
             profile: Profile { image: 1, features: 2, expected: None },
             timing: TIMING,
             limits: Limits { mtu, ..LIMITS },
             clock_interval: 500,
         };
-        let pool = Pool { frames: POOL, first: POOL - FRAMES, count: FRAMES, is_guests: true };
+        let pool = Pool { frames, is_guests: true };
         Self { station: Station::new(card, config, PATIENCE, pool), events: vec![] }
     }
 

@@ -8,6 +8,7 @@ use ipc::interfaces::interconnect::{
 use ipc::wire::MESSAGE_BYTES;
 
 use super::super::clients::{Alerts, Client};
+use super::super::frames::kept;
 use super::*;
 
 const NO_NEXT: Next = Next { frame: NO_FRAME, reserved: 0 };
@@ -351,14 +352,13 @@ fn a_client_that_begins_anew_learns_what_the_service_has() {
     assert_eq!(nodes[0].station.counters(|ticks| ticks).messages.abandoned, 22);
     pass(&mut nodes, &clock, 300);
     nodes[0].check_frames();
-    // One was taken and not made up for, the others are dropped.
+    // One was taken and is not made up for any more, the others are dropped.
     let taken = nodes[1].memory_takes(NO_FRAME);
     let list = nodes[1].station.frames();
     assert!(list.len() == FRAMES as usize - 1 && !list.contains(&taken.frame));
     nodes[1].check_frames();
-    assert_eq!(nodes[1].memory_takes(NO_FRAME).kind, IncomingKind::Owed);
-    assert_eq!(nodes[1].memory_takes(3).kind, IncomingKind::Nothing);
-    assert_eq!(nodes[1].station.frames().len(), FRAMES as usize);
+    assert_eq!(nodes[1].station.receive(Client::Memory, Next { frame: 3, reserved: 0 }), None);
+    assert_eq!(nodes[1].memory_takes(NO_FRAME).kind, IncomingKind::Nothing);
     // The platform's are not.
     let came = nodes[1].station.receive(Client::Platform, NO_NEXT).unwrap();
     assert_eq!(came.kind, IncomingKind::Message);
@@ -367,6 +367,52 @@ fn a_client_that_begins_anew_learns_what_the_service_has() {
         nodes[0].memory_sends(outgoing(Class::Page, Contents::None, NO_FRAME, say));
         pass(&mut nodes, &clock, 100);
         assert_eq!(nodes[1].memory_takes(NO_FRAME).message, [say; MESSAGE_BYTES]);
+    }
+}
+
+/// A service that was restarted goes on with the frames that its last life had when it died.
+#[test]
+fn a_later_life_has_the_frames_of_the_last_one() {
+    let kept = kept();
+    let clock = Rc::new(Cell::new(0));
+    let first = Frames::new(POOL, POOL - FRAMES..POOL, kept);
+    let mut nodes = [Node::with_frames(1, &clock, LIMITS.mtu, first), Node::new(2, &clock)];
+    pass(&mut nodes, &clock, 1200);
+    for say in 0..9 {
+        for (from, to) in [(0, 2), (1, 1)] {
+            let given = outgoing(Class::Page, Contents::Given, u32::from(say), say);
+            nodes[from].memory_sends(Outgoing { node: to, ..given });
+        }
+    }
+    pass(&mut nodes, &clock, 300);
+    nodes[0].memory_takes(NO_FRAME);
+    nodes[0].memory_takes(100);
+    let before = nodes[0].owned();
+    assert!(before.len() == FRAMES as usize - 1 && before.contains(&100) && before.contains(&8));
+    // Its card is reset, and its life is another.
+    let frames = Frames::recall(POOL, kept).unwrap();
+    let [_, other] = nodes;
+    let mut nodes = [Node::with_frames(1, &clock, LIMITS.mtu, frames), other];
+    assert_eq!(nodes[0].owned(), before);
+    pass(&mut nodes, &clock, 4_000);
+    nodes[0].check_frames();
+    let list = nodes[0].station.frames();
+    assert_eq!(list.len(), before.len());
+    assert!((0..FRAMES).all(|_| nodes[0].memory_takes(NO_FRAME).kind == IncomingKind::Nothing), "owes");
+    nodes[1].station.frames();
+    let mut free: Vec<u32> = (0..POOL).filter(|frame| !list.contains(frame)).collect();
+    for say in 50..90 {
+        let frame = free.pop().unwrap();
+        nodes[0].memory(frame).fill(say);
+        let given = outgoing(Class::Page, Contents::Given, frame, say);
+        let sent = nodes[0].memory_sends(given).unwrap();
+        assert_eq!(sent.answer, SendAnswer::Taken);
+        free.insert(0, sent.frame);
+        pass(&mut nodes, &clock, 100);
+        let came = nodes[1].memory_takes(NO_FRAME);
+        assert_eq!((came.message, *nodes[1].memory(came.frame)), ([say; MESSAGE_BYTES], [say; 4096]));
+        let next = (0..POOL).find(|frame| !nodes[1].owned().contains(frame)).unwrap();
+        nodes[1].memory_takes(next);
     }
 }
 
