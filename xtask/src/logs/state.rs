@@ -126,7 +126,10 @@ fn parse(text: &str) -> Option<(&str, BTreeMap<String, u64>)> {
 }
 
 fn is_name(word: &str) -> bool {
-    (1..=MAX_WORD).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+    let is_known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    (1..=MAX_WORD).contains(&word.len())
+        && word.starts_with(|first: char| first.is_ascii_lowercase())
+        && word.bytes().all(is_known)
 }
 
 fn is_number(word: &str) -> bool {
