@@ -151,7 +151,7 @@ const fn spanning_boots(
     expect_first: &'static [&'static str],
 ) -> Scenario {
     let guest = Guest {
-        command_line: Some("console=ttyS0 panic=-1 rdinit=/bin/poweroff -- -f"),
+        command_line: Some("console=ttyS0 panic=-1 rdinit=/sbin/poweroff -- -f"),
         at_end: Some(AtEnd::Again(times)),
         ..GUEST
     };
@@ -161,6 +161,7 @@ const fn spanning_boots(
         network,
         mtu,
         expect_first: Some(expect_first),
+        never: &["guest ended: reset", "guest ended: crashed"],
         timeout: Duration::from_secs(900),
         ..SPANNING
     }
@@ -336,11 +337,12 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "guest-restarts",
         guest: Some(Guest {
             cpus: Some(2),
-            command_line: Some("console=ttyS0 panic=-1 rdinit=/bin/poweroff -- -f"),
+            command_line: Some("console=ttyS0 panic=-1 rdinit=/sbin/poweroff -- -f"),
             at_end: Some(AtEnd::Again(50)),
             ..GUEST
         }),
         expect: &["guest memory: 1 of "; 50],
+        never: &["guest ended: reset", "guest ended: crashed"],
         timeout: Duration::from_secs(900),
         ..WITH_GUEST
     },
