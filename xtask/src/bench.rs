@@ -3,10 +3,11 @@
 //! Services of a benchmark's manifest log each figure as `bench NAME VALUE UNIT`, and `bench done` at the end. One node
 //! runs by QEMU's instruction counter: an instruction is a nanosecond is a TSC tick, and every run gives the same
 //! figures. Several nodes run by the wall clock, and their figures are this machine's. What a guest costs is told by
-//! programs within it ([`guest`]) and by its console ([`boot`]). A target that is missed is shown, and is no error.
+//! programs within it ([`guest`], [`span`]) and by its console ([`boot`]). A target that is missed is shown, and is no error.
 
 mod boot;
 mod guest;
+mod span;
 mod table;
 
 use std::path::Path;
@@ -36,6 +37,15 @@ struct Benchmark {
     timeout: Duration,
 }
 
+/// Bare exchanges between nodes.
+const TWO_NODES: Benchmark = Benchmark {
+    name: "two nodes",
+    manifest: "images/bench-net.toml",
+    nodes: 2,
+    cpus: 2,
+    clock: Clock::Wall,
+    timeout: Duration::from_secs(120),
+};
 const BENCHMARKS: &[Benchmark] = &[
     Benchmark {
         name: "one node",
@@ -45,17 +55,10 @@ const BENCHMARKS: &[Benchmark] = &[
         clock: Clock::Instructions,
         timeout: Duration::from_secs(120),
     },
-    Benchmark {
-        name: "two nodes",
-        manifest: "images/bench-net.toml",
-        nodes: 2,
-        cpus: 2,
-        clock: Clock::Wall,
-        timeout: Duration::from_secs(120),
-    },
+    TWO_NODES,
 ];
-/// What follows them: a guest's exits and pages, and its way to its first process.
-const OF_GUEST: [&str; 2] = ["guest", "boot"];
+/// What follows them: a guest's exits and pages, its way to its first process, and what it costs it to span nodes.
+const OF_GUEST: [&str; 3] = ["guest", "boot", "spanning guest"];
 
 /// Measures and prints tables.
 #[derive(clap::Args, Debug)]
@@ -63,7 +66,7 @@ pub struct Arguments {
     /// Measure so many times and show how the figures differ
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     repeat: u32,
-    /// Only what has this in its name: "one node", "two nodes", "guest", "boot"
+    /// Only what has this in its name: "one node", "two nodes", "guest", "boot", "spanning guest"
     #[arg(long, default_value = "", hide_default_value = true)]
     only: String,
 }
@@ -90,12 +93,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             services(benchmark, built, &directory.make(&index.to_string())?, arguments.repeat)?;
         }
     }
-    let [guest, boot] = of_guest;
+    let [guest, boot, span] = of_guest;
     if guest {
         guest::run(&directory.make("guest")?, arguments.repeat)?;
     }
     if boot {
         boot::run(&directory.make("boot")?, arguments.repeat)?;
+    }
+    if span {
+        span::run(&TWO_NODES, &directory.make("span")?, arguments.repeat)?;
     }
     Ok(())
 }

@@ -188,9 +188,9 @@ fn tell_view(view: &interconnect::View) {
 
 fn tell_wire(counters: &interconnect::Counters) {
     let interconnect::Counters { link_up, sent, received, dropped, messages, .. } = *counters;
-    let interconnect::Counters { interrupts, retransmissions, round_trips, .. } = *counters;
+    let interconnect::Counters { interrupts, retransmissions, round_trips, copies, .. } = *counters;
     defmt::println!(
-        "state wire link_up={=u8} sent_frames={=u64} sent_bytes={=u64} received_frames={=u64} received_bytes={=u64} dropped={=u64} no_room={=u64} messages={=u64} abandoned={=u64} interrupts={=u64} retransmitted={=u64} p50_ns={=u64} p99_ns={=u64}",
+        "state wire link_up={=u8} sent_frames={=u64} sent_bytes={=u64} received_frames={=u64} received_bytes={=u64} dropped={=u64} no_room={=u64} messages={=u64} abandoned={=u64} interrupts={=u64} retransmitted={=u64} p50_ns={=u64} p99_ns={=u64} copies={=u64}",
         u8::from(link_up),
         sent.frames,
         sent.bytes,
@@ -203,6 +203,7 @@ fn tell_wire(counters: &interconnect::Counters) {
         interrupts,
         retransmissions,
         round_trips.median_ns,
-        round_trips.percentile_99_ns
+        round_trips.percentile_99_ns,
+        copies
     );
 }

@@ -128,19 +128,21 @@ pub fn run(directory: &Path, repeat: u32) -> Result<()> {
 
 /// What a run of the kit told.
 #[derive(Debug, Default)]
-struct Report {
+pub struct Report {
     /// What it printed, by name.
-    figures: BTreeMap<String, f64>,
+    pub figures: BTreeMap<String, f64>,
     /// The kit came to a good end.
     is_done: bool,
 }
 
 impl Report {
-    fn figure(&self, name: &str) -> Result<f64> {
+    /// What it printed under a name.
+    pub fn figure(&self, name: &str) -> Result<f64> {
         self.figures.get(name).copied().with_context(|| format!("the guest's kit does not tell {name}"))
     }
 
-    fn take(&mut self, event: &Event, arguments: &str) -> Result<Next<()>> {
+    /// Takes what happened while the kit ran with these arguments.
+    pub fn take(&mut self, event: &Event, arguments: &str) -> Result<Next<()>> {
         match event {
             Event::Console(_, line) => {
                 self.is_done |= *line == done(arguments);
