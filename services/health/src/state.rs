@@ -1,8 +1,8 @@
 //! What `cargo xtask top` shows of this node, as records of its log.
 //!
 //! A record's text is `state SUBJECT KEY=NUMBER ...`, with `SUBJECT/NUMBER` where there are several of a kind. xtask
-//! keeps the latest of each in place of the merged log's lines; it takes every key, so a new one is written here and
-//! shown there (`xtask/src/top/overview.rs`). They have no level, so that no choice of levels takes them away.
+//! keeps the latest of each in place of the merged log's lines; it takes every key of small letters and underscores, so a
+//! new one is written here and shown there (`xtask/src/top/overview.rs`). They have no level, so that no choice of levels takes them away.
 //!
 //! The line carries them beside the log: 2 records of 40 bytes and 4 of 100 a second, and of vCPUs, hot pages and hot
 //! instructions so many that it stays below 1.5 KiB.
@@ -190,7 +190,7 @@ fn tell_wire(counters: &interconnect::Counters) {
     let interconnect::Counters { link_up, sent, received, dropped, messages, .. } = *counters;
     let interconnect::Counters { interrupts, retransmissions, round_trips, copies, .. } = *counters;
     defmt::println!(
-        "state wire link_up={=u8} sent_frames={=u64} sent_bytes={=u64} received_frames={=u64} received_bytes={=u64} dropped={=u64} no_room={=u64} messages={=u64} abandoned={=u64} interrupts={=u64} retransmitted={=u64} p50_ns={=u64} p99_ns={=u64} copies={=u64}",
+        "state wire link_up={=u8} sent_frames={=u64} sent_bytes={=u64} received_frames={=u64} received_bytes={=u64} dropped={=u64} no_room={=u64} messages={=u64} abandoned={=u64} interrupts={=u64} retransmitted={=u64} median_ns={=u64} slow_ns={=u64} copies={=u64}",
         u8::from(link_up),
         sent.frames,
         sent.bytes,

@@ -336,8 +336,8 @@ impl Wire {
             received_frames_per_second: rate("received_frames"),
             dropped: value("dropped").map(|in_| in_.saturating_add(value("no_room").unwrap_or(0))),
             retransmitted: value("retransmitted"),
-            round_trip_p50_ns: value("p50_ns"),
-            round_trip_p99_ns: value("p99_ns"),
+            round_trip_p50_ns: value("median_ns"),
+            round_trip_p99_ns: value("slow_ns"),
         }
     }
 }

@@ -45,7 +45,8 @@ fn totals_become_rates_and_the_rest_is_as_told() {
             (
                 "wire",
                 "sent_bytes=1000 sent_frames=10 received_bytes=50 received_frames=1",
-                "sent_bytes=5096 sent_frames=14 received_bytes=50 received_frames=1 dropped=4 no_room=1 link_up=1",
+                "sent_bytes=5096 sent_frames=14 received_bytes=50 received_frames=1 dropped=4 no_room=1 link_up=1 \
+                 retransmitted=3 median_ns=700 slow_ns=900",
             ),
         ],
     );
@@ -65,7 +66,30 @@ fn totals_become_rates_and_the_rest_is_as_told() {
     let wire = &node.wire;
     assert_eq!((wire.sent_bytes_per_second, wire.sent_frames_per_second), (Some(4_096), Some(4)));
     assert_eq!((wire.received_bytes_per_second, wire.dropped, wire.link_up), (Some(0), Some(5), Some(true)));
-    assert_eq!((wire.retransmitted, wire.round_trip_p50_ns), (None, None));
+    assert_eq!(
+        (wire.retransmitted, wire.round_trip_p50_ns, wire.round_trip_p99_ns),
+        (Some(3), Some(700), Some(900))
+    );
+}
+
+/// A line with a key that is none would be taken for one of the log.
+#[test]
+fn what_health_writes_is_understood() {
+    let source = include_str!("../../../../services/health/src/state.rs");
+    let lines =
+        source.lines().filter_map(|line| line.trim().strip_prefix("defmt::println!(").or(Some(line.trim())));
+    let mut subjects = 0;
+    for line in lines.filter_map(|line| line.strip_prefix("\"state ")) {
+        let (text, _) = line.split_once('"').unwrap();
+        let mut words = text.split(' ');
+        let (kind, _) = words.next().map(|subject| subject.split_once('/').unwrap_or((subject, ""))).unwrap();
+        let keys = words.map(|word| word.split_once('=').unwrap().0);
+        for name in keys.chain([kind]) {
+            assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name} in {text}");
+        }
+        subjects += 1;
+    }
+    assert!(subjects >= 10, "{subjects}");
 }
 
 #[test]
