@@ -107,13 +107,8 @@ const fn spanning_kit(name: &'static str, nodes: u8, cpus: u8) -> Scenario {
         Step::See(PROMPT),
         Step::Type("poweroff\n"),
     ];
-    let guest = Guest {
-        system: System::Kit,
-        cpus: Some(cpus),
-        steps,
-        patience: Duration::from_secs(600),
-        ..GUEST
-    };
+    let guest =
+        Guest { system: System::Kit, cpus: Some(cpus), steps, patience: Duration::from_secs(600), ..GUEST };
     Scenario { name, nodes, guest: Some(guest), timeout: Duration::from_secs(900), ..SPANNING }
 }
 
@@ -125,21 +120,9 @@ const fn whole_spanning_kit(name: &'static str, nodes: u8, cpus: u8) -> Scenario
         Step::See(PROMPT),
         Step::Type("poweroff\n"),
     ];
-    let guest = Guest {
-        system: System::Kit,
-        cpus: Some(cpus),
-        steps,
-        patience: Duration::from_secs(6000),
-        ..GUEST
-    };
-    Scenario {
-        name,
-        nodes,
-        guest: Some(guest),
-        timeout: Duration::from_secs(7200),
-        held_back: Some("takes a quarter of an hour or more"),
-        ..SPANNING
-    }
+    let guest =
+        Guest { system: System::Kit, cpus: Some(cpus), steps, patience: Duration::from_secs(6000), ..GUEST };
+    Scenario { name, nodes, guest: Some(guest), timeout: Duration::from_secs(7200), ..SPANNING }
 }
 
 /// Boots of a guest that spans two nodes, one after another.
@@ -168,6 +151,34 @@ const fn spanning_boots(
 }
 
 const GUEST_OFF: &str = "guest ended: powered off";
+/// A network that does all that a network can do, short of changing frames.
+const FAULTS: &str = "loss=1%,dup=1%,reorder=1%";
+
+/// The second node is lost at a random moment of the guest's life, again and again.
+const fn losses(name: &'static str, times: u32, expect_first: &'static [&'static str]) -> Scenario {
+    Scenario {
+        name,
+        guest: Some(Guest { at_end: Some(AtEnd::Again(100)), ..GUEST }),
+        cut: Some(Cut {
+            from: "guest started: ",
+            until: NODE_LOST,
+            times,
+            within: Duration::from_secs(12),
+            most: Duration::from_secs(6),
+        }),
+        expect_first: Some(expect_first),
+        end: End::Running,
+        timeout: Duration::from_secs(900),
+        ..SPANNING
+    }
+}
+
+const NODE_LOST: &str = "guest ended: crashed: node 2 is lost";
+
+/// The same, but only when it is asked for.
+const fn held_back(scenario: Scenario) -> Scenario {
+    Scenario { held_back: Some("takes a quarter of an hour or more"), ..scenario }
+}
 
 /// A guest that tries the monitor from ring 0 at its very beginning. It ends twice in the same way: the next one can start.
 const fn early(name: &'static str, scenario: early::Scenario, ends: &'static [&'static str; 2]) -> Scenario {
@@ -372,14 +383,14 @@ pub const SCENARIOS: &[Scenario] = &[
         ..SPANNING
     },
     spanning_kit("span-kit-2x1", 2, 1),
-    spanning_kit("span-kit-2x2", 2, 2),
-    spanning_kit("span-kit-3x1", 3, 1),
-    whole_spanning_kit("span-whole-kit-2x1", 2, 1),
-    whole_spanning_kit("span-whole-kit-2x2", 2, 2),
-    whole_spanning_kit("span-whole-kit-3x1", 3, 1),
-    whole_spanning_kit("span-whole-kit-4x1", 4, 1),
+    held_back(spanning_kit("span-kit-2x2", 2, 2)),
+    held_back(spanning_kit("span-kit-3x1", 3, 1)),
+    held_back(whole_spanning_kit("span-whole-kit-2x1", 2, 1)),
+    held_back(whole_spanning_kit("span-whole-kit-2x2", 2, 2)),
+    held_back(whole_spanning_kit("span-whole-kit-3x1", 3, 1)),
+    held_back(whole_spanning_kit("span-whole-kit-4x1", 4, 1)),
     // Of memory that no node has alone.
-    Scenario {
+    held_back(Scenario {
         name: "span-memory",
         guest: Some(Guest {
             system: System::Kit,
@@ -394,26 +405,15 @@ pub const SCENARIOS: &[Scenario] = &[
         }),
         timeout: Duration::from_secs(1200),
         ..SPANNING
-    },
-    spanning_boots("span-restarts", 8, "", JUMBO_MTU, &[GUEST_OFF; 8]),
-    spanning_boots("span-restarts-faults", 10, "loss=1%,dup=1%,reorder=1%", JUMBO_MTU, &[GUEST_OFF; 10]),
-    spanning_boots("span-restarts-short", 2, "", 1500, &[GUEST_OFF; 2]),
-    // The second node is lost at a random moment of the guest's life, again and again.
-    Scenario {
-        name: "span-loss",
-        guest: Some(Guest { at_end: Some(AtEnd::Again(100)), ..GUEST }),
-        cut: Some(Cut {
-            from: "guest started: ",
-            until: "guest ended: crashed: node 2 is lost",
-            times: 20,
-            within: Duration::from_secs(12),
-            most: Duration::from_secs(6),
-        }),
-        expect_first: Some(&["guest ended: crashed: node 2 is lost"; 20]),
-        end: End::Running,
-        timeout: Duration::from_secs(900),
-        ..SPANNING
-    },
+    }),
+    spanning_boots("span-restarts", 2, "", JUMBO_MTU, &[GUEST_OFF; 2]),
+    spanning_boots("span-restarts-faults", 2, FAULTS, JUMBO_MTU, &[GUEST_OFF; 2]),
+    spanning_boots("span-restarts-short", 1, "", 1500, &[GUEST_OFF; 1]),
+    held_back(spanning_boots("span-many-restarts", 8, "", JUMBO_MTU, &[GUEST_OFF; 8])),
+    held_back(spanning_boots("span-many-restarts-faults", 10, FAULTS, JUMBO_MTU, &[GUEST_OFF; 10])),
+    held_back(spanning_boots("span-many-restarts-short", 2, "", 1500, &[GUEST_OFF; 2])),
+    losses("span-loss", 4, &[NODE_LOST; 4]),
+    held_back(losses("span-many-losses", 20, &[NODE_LOST; 20])),
     early("early-fuzz", FUZZ, &["early-fuzz done"; 2]),
     Scenario {
         name: "early-fuzz-walk-cache",
