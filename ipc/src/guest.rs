@@ -45,7 +45,7 @@ pub const CARRIER_FRAMES: u32 = 256;
 /// that are on their way out.
 #[must_use]
 pub const fn extra_frames(nodes: usize) -> u64 {
-    const ON_THEIR_WAY: u64 = crate::vcpu::MAX_VCPUS as u64 + 8;
+    const ON_THEIR_WAY: u64 = crate::vcpu::MAX_VCPUS as u64 + 24;
     if nodes > 1 { CARRIER_FRAMES as u64 + ON_THEIR_WAY * nodes as u64 } else { 0 }
 }
 

@@ -525,7 +525,7 @@ fn a_node_of_several_has_its_share_and_its_carrier_all_frames() {
     loaded.result.unwrap();
     let guest = loaded.state.guest.as_ref().unwrap();
     assert_eq!(guest.ranges, [(0, 1100), (1 << 20, 0), (PRIVATE_START / 4096, 40)]);
-    // Of 100 pages, 40 private ones, the page of zeros, the carrier's, and 72 for each node.
+    // Of 100 pages, 40 private ones, the page of zeros, the carrier's, and 88 for each node.
     assert_eq!(guest.pool.iter().map(|run| run.pages).sum::<u64>(), 1024);
     assert_eq!(loaded.state.vcpus.len(), 2);
     let pool = guest.pool.clone();

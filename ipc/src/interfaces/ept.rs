@@ -97,6 +97,19 @@ pub struct Sharing {
     pub full: u64,
     /// Messages that were dropped.
     pub dropped: Dropped,
+    /// Pages that were asked for before they were needed.
+    pub ahead: Ahead,
+}
+
+/// Pages that were asked for before they were needed. They are among the other counters too, but not among the remote faults.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Ahead {
+    /// Asked for.
+    pub asked: u64,
+    /// Came.
+    pub granted: u64,
+    /// Needed while they were on their way. One that comes in time is used without anybody's seeing it.
+    pub hits: u64,
 }
 
 /// Messages, by their class.

@@ -208,6 +208,18 @@ impl Coherence {
         self.member.slots.get(usize::from(waiter.0)).is_none_or(|slot| slot.phase != Phase::Idle)
     }
 
+    /// Whether a waiter of this node has asked for the page, and does not have it yet.
+    #[must_use]
+    pub fn is_asked(&self, page: Page) -> bool {
+        self.member.is_asked(page)
+    }
+
+    /// Whether there are more free frames than this node keeps for its own faults.
+    #[must_use]
+    pub const fn has_room(&self) -> bool {
+        self.member.has_room()
+    }
+
     /// A bit for each waiter that holds a page for which another node waits, because it has not retired an instruction.
     #[must_use]
     pub fn in_the_way(&self) -> u128 {

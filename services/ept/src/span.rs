@@ -13,9 +13,13 @@
 //! * [`hands`]: what the protocol asks for.
 //! * [`outbox`]: messages that go out.
 //! * [`waiters`]: who waits.
+//! * [`foresight`]: what will be needed next.
+//! * [`ahead`]: asks for that.
 //! * [`report`]: what became of it.
 
+mod ahead;
 mod begin;
+mod foresight;
 mod hands;
 pub mod links;
 mod outbox;
@@ -29,6 +33,7 @@ use ipc::interfaces::ept::Dropped;
 use ipc::interfaces::interconnect::{Incoming, IncomingKind, NO_FRAME, Next};
 use ipc::message::{CallError, Message as Answer};
 
+use self::ahead::Ahead;
 use self::hands::{Desk, Hands};
 use self::links::{Links, Lost, Times};
 use self::outbox::Exchange;
@@ -71,6 +76,7 @@ pub struct Span {
     desk: Desk,
     me: NodeId,
     waiters: Waiters,
+    ahead: Ahead,
     times: Times,
     profile: Profile,
     /// The interconnect's frames.
@@ -144,6 +150,8 @@ impl Span {
             None => {
                 self.remote += 1;
                 self.profile.add(page, trace.instruction);
+                self.look_ahead(round, waiter, (page, access), now);
+                self.carry_out(round, now)?;
                 None
             }
         };
@@ -276,6 +284,15 @@ impl Span {
 
     /// Carries out page operations, and what follows from them.
     fn carry_out<S: Space, L>(&mut self, round: &mut Round<'_, S, L>, now: u64) -> Result<(), Lost> {
+        loop {
+            self.operate(round, now)?;
+            if !self.let_go(round, now) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn operate<S: Space, L>(&mut self, round: &mut Round<'_, S, L>, now: u64) -> Result<(), Lost> {
         while let Some(&(ticket, page, operation)) = self.desk.operations.front() {
             let told = match (round.memory.perform(round.space, page, operation), operation) {
                 (Ok(()), _) => Ok(()),

@@ -183,6 +183,12 @@ impl Member {
         if post.environment.holding(page).has_frame() { None } else { Some(slot) }
     }
 
+    /// Whether a waiter's slot is busy with the page.
+    pub(super) fn is_asked(&self, page: Page) -> bool {
+        let mut slots = self.slots.iter().take(usize::from(self.waiters));
+        slots.any(|slot| slot.phase != Phase::Idle && slot.page == page)
+    }
+
     /// Whether a page may be given away: nobody of this node works on it.
     pub(super) fn may_go(&self, page: Page) -> bool {
         let is_wanted = |slot: &Slot| slot.phase != Phase::Idle && slot.page == page;

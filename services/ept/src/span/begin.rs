@@ -5,6 +5,8 @@ use ipc::guest::{Share, share_of, total_pages};
 use ipc::interfaces::ept::{Begin, Dropped};
 use ipc::interfaces::interconnect::NO_FRAME;
 
+use super::ahead::Ahead;
+use super::foresight::{Foresight, MOST_AHEAD};
 use super::hands::Desk;
 use super::links::{BeginError, Links, Times};
 use super::waiters::Waiters;
@@ -31,14 +33,15 @@ impl Span {
         let homes = Homes::new(shares.iter().map(|share| share.pages)).ok_or(BeginError::Shares)?;
         let most_vcpus = shares.iter().map(|share| share.vcpus).max().unwrap_or(0);
         let is_mine = share.vcpus == vcpus && total_pages(shares) == round.memory.shown();
-        let waiters = most_vcpus.checked_add(1).filter(|_| is_mine).ok_or(BeginError::Shares)?;
+        let waiters = most_vcpus.checked_add(1 + MOST_AHEAD).filter(|_| is_mine).ok_or(BeginError::Shares)?;
         let carried = round.links.frames().map_err(BeginError::Call)?;
         if carried.is_empty() {
             return Err(BeginError::Frames);
         }
         let frames = round.memory.begin_sharing(&carried).ok_or(BeginError::Frames)?;
         let made = Self::make(begin, homes, place, waiters, frames, round.links.now(), times);
-        made.map(|(coherence, profile)| Self {
+        let made = made.and_then(|made| Ok((made, Foresight::new(vcpus + 1).map_err(BeginError::Config)?)));
+        made.map(|((coherence, profile), foresight)| Self {
             coherence,
             desk: Desk {
                 nodes: shares.iter().map(|share| share.node).collect(),
@@ -47,6 +50,7 @@ impl Span {
             },
             me: NodeId(u8::try_from(place).unwrap_or(u8::MAX)),
             waiters: Waiters::new(vcpus),
+            ahead: Ahead::new(foresight, vcpus + 1),
             times,
             profile,
             carried: carried.iter().copied().collect(),

@@ -39,6 +39,7 @@ impl Span {
             received: self.received,
             full: self.desk.outbox.full,
             dropped: Dropped { run, malformed, unexpected: errors.total() - run - malformed, ..self.dropped },
+            ahead: self.ahead.counters,
         }
     }
 

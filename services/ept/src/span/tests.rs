@@ -1,5 +1,6 @@
 //! Nodes as in the service, joined by a network that delivers in any order that it may; everything follows from a seed.
 
+mod ahead;
 mod directed;
 mod random;
 
@@ -185,7 +186,8 @@ fn times() -> Times {
 /// What a node with this share needs besides its pages and what is private.
 fn slack(nodes: usize, most_vcpus: u8) -> u32 {
     1 + CARRIED
-        + u32::try_from(nodes - 1).unwrap() * (u32::from(most_vcpus) + 1 + u32::from(EVICTIONS))
+        + u32::try_from(nodes - 1).unwrap()
+            * (u32::from(most_vcpus) + 1 + u32::from(foresight::MOST_AHEAD) + u32::from(EVICTIONS))
         + u32::from(EVICTIONS)
 }
 
