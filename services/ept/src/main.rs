@@ -124,6 +124,11 @@ impl Links for Outside {
         }
     }
 
+    fn are_there(&mut self, nodes: &[u16]) -> Result<bool, CallError> {
+        let view = self.interconnect()?.view()?;
+        Ok(view.is_some_and(|view| view.may_act && nodes.iter().all(|node| view.members.contains(node))))
+    }
+
     fn reply(&mut self, token: Token, message: Message) {
         // One that was stopped meanwhile has no use for it.
         let _ = syscall::reply(token, message);

@@ -24,6 +24,7 @@ mod hands;
 pub mod links;
 mod outbox;
 mod report;
+mod sever;
 mod waiters;
 
 use alloc::vec::Vec;
@@ -91,6 +92,10 @@ pub struct Span {
     next_try: u64,
     /// More messages may be there.
     has_more: bool,
+    /// What the window waits for.
+    stuck: Option<sever::Stuck>,
+    /// A node is lost, and the window gets what there is.
+    is_severed: bool,
     received: u64,
     dropped: Dropped,
     remote: u64,
@@ -118,6 +123,11 @@ impl Span {
             Source::Window => Some(self.waiters.window()),
         };
         let Some(waiter) = waiter else { return Ok(Some(Err(Refusal::Outside))) };
+        if fault.source == Source::Window
+            && let Some(answer) = self.severed(round, page)
+        {
+            return Ok(Some(answer));
+        }
         let now = round.links.now();
         if self.coherence.is_waiting(waiter) {
             // It was stopped while it waited, and started again. It will be told to try again.
@@ -148,6 +158,9 @@ impl Span {
             Some((_, outcome)) => Some(self.answer(waiter, outcome, now).1),
             None if is_claimed => Some(self.answer(waiter, Outcome::Granted, now).1),
             None => {
+                if waiter == self.waiters.window() {
+                    self.window_waits(page, now);
+                }
                 self.remote += 1;
                 self.profile.add(page, trace.instruction);
                 self.look_ahead(round, waiter, (page, access), now);
@@ -259,7 +272,7 @@ impl Span {
     pub fn deadline(&self) -> u64 {
         let held = self.coherence.deadline().unwrap_or(NEVER);
         let more = if self.has_more { 0 } else { NEVER };
-        held.min(self.next_poll).min(self.next_try).min(more)
+        held.min(self.next_poll).min(self.next_try).min(more).min(self.look_at())
     }
 
     /// Does what is to be done at this time.
@@ -267,6 +280,7 @@ impl Span {
     /// # Errors
     /// [`Lost`]: the memory can be used no more.
     pub fn work<S: Space, L: Links>(&mut self, round: &mut Round<'_, S, L>, now: u64) -> Result<(), Lost> {
+        self.look(round, now)?;
         if now >= self.next_poll {
             self.next_poll = NEVER;
             let gone = self.waiters.gone_on(self.coherence.in_the_way(), round.links, now, &self.times);
@@ -356,6 +370,9 @@ impl Span {
             Outcome::Granted => Ok(()),
         };
         self.refused += u64::from(answer.is_err());
+        if waiter == self.waiters.window() {
+            self.stuck = None;
+        }
         (self.waiters.end(waiter, now), answer)
     }
 

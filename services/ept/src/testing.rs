@@ -200,6 +200,10 @@ impl Links for NoLinks {
         Err(CallError::Down)
     }
 
+    fn are_there(&mut self, _: &[u16]) -> Result<bool, CallError> {
+        Err(CallError::Down)
+    }
+
     fn reply(&mut self, _: Token, _: Message) {}
 
     fn progress(&mut self, _: u8) -> Option<Progress> {

@@ -233,6 +233,17 @@ impl GuestMemory {
         }
     }
 
+    /// Puts any memory in a page's place, to be written: what was there is lost.
+    ///
+    /// # Errors
+    /// The kernel's, or [`Error::NoRoom`].
+    pub fn scratch<S: Space>(&mut self, space: &mut S, page: Page) -> Result<(), Error> {
+        let contents = if self.frame(page).is_some() { Contents::AsIs } else { Contents::ClearedFrame };
+        self.perform(space, page, Operation::Map(Access::Write, contents))?;
+        self.set_holding(page, Holding::Write);
+        Ok(())
+    }
+
     /// The group of pages to be materialised at a first write: round `page`, and only of those that `is_free` says nobody
     /// has touched, which it says of `page` itself. At most `most`, 1 at least.
     #[must_use]

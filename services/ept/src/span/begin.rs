@@ -59,6 +59,8 @@ impl Span {
             next_poll: NEVER,
             next_try: NEVER,
             has_more: true,
+            stuck: None,
+            is_severed: false,
             received: 0,
             dropped: Dropped::default(),
             remote: 0,

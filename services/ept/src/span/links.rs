@@ -31,6 +31,12 @@ pub trait Links {
     /// Those of the call.
     fn frames(&mut self) -> Result<Frames, CallError>;
 
+    /// Whether the nodes with these numbers are members, and this one may act.
+    ///
+    /// # Errors
+    /// Those of the call.
+    fn are_there(&mut self, nodes: &[u16]) -> Result<bool, CallError>;
+
     /// Answers a fault; nobody may wait for it any more.
     fn reply(&mut self, token: Token, message: Message);
 
@@ -116,12 +122,16 @@ pub struct Times {
     pub window: u64,
     /// After so long what did not go is tried again.
     pub again: u64,
+    /// After so long that the window waits it is looked whether the other nodes are there.
+    pub patience: u64,
     /// How long pages stay.
     pub hold: HoldTimes,
 }
 
 impl Times {
     /// The times by this clock.
+    ///
+    /// A node that is silent is suspected after 1.5 s, and taken for dead after 3 s. The platform's beat must be longer.
     ///
     /// A page that bounces stays for 100 us the first time, and for 800 us at most: nodes that are emulated need some hundred
     /// microseconds to hand a page on, and what is done with it in between should not be less. The limit of 10 ms is there
@@ -134,6 +144,7 @@ impl Times {
             poll: ticks(50),
             window: ticks(100),
             again: ticks(1_000),
+            patience: ticks(3_000_000),
             hold: HoldTimes { unit: ticks(100), limit: ticks(10_000) },
         }
     }

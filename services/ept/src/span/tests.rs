@@ -147,6 +147,10 @@ impl Links for FakeLinks {
         Ok(self.carried.iter().copied().collect())
     }
 
+    fn are_there(&mut self, nodes: &[u16]) -> Result<bool, CallError> {
+        Ok(nodes.iter().all(|node| self.members.contains(node)))
+    }
+
     fn reply(&mut self, token: Token, message: KernelMessage) {
         self.replies.push((token, message));
     }
