@@ -382,7 +382,7 @@ pub const SCENARIOS: &[Scenario] = &[
         }),
         ..SPANNING
     },
-    spanning_kit("span-kit-2x1", 2, 1),
+    held_back(spanning_kit("span-kit-2x1", 2, 1)),
     held_back(spanning_kit("span-kit-2x2", 2, 2)),
     held_back(spanning_kit("span-kit-3x1", 3, 1)),
     held_back(whole_spanning_kit("span-whole-kit-2x1", 2, 1)),
@@ -412,7 +412,7 @@ pub const SCENARIOS: &[Scenario] = &[
     held_back(spanning_boots("span-many-restarts", 8, "", JUMBO_MTU, &[GUEST_OFF; 8])),
     held_back(spanning_boots("span-many-restarts-faults", 10, FAULTS, JUMBO_MTU, &[GUEST_OFF; 10])),
     held_back(spanning_boots("span-many-restarts-short", 2, "", 1500, &[GUEST_OFF; 2])),
-    losses("span-loss", 4, &[NODE_LOST; 4]),
+    held_back(losses("span-loss", 4, &[NODE_LOST; 4])),
     held_back(losses("span-many-losses", 20, &[NODE_LOST; 20])),
     early("early-fuzz", FUZZ, &["early-fuzz done"; 2]),
     Scenario {
