@@ -130,7 +130,7 @@ pub fn run(directory: &Path, repeat: u32) -> Result<()> {
 #[derive(Debug, Default)]
 pub struct Report {
     /// What it printed, by name.
-    pub figures: BTreeMap<String, f64>,
+    figures: BTreeMap<String, f64>,
     /// The kit came to a good end.
     is_done: bool,
 }
