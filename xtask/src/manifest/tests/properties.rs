@@ -244,7 +244,9 @@ fn the_default_image_has_the_services_of_a_node() {
     let manifest = Manifest::load(&root.join("images/unum.toml"), &Overrides::default()).unwrap();
     let names: Vec<_> = manifest.services.iter().map(|service| service.name.as_str()).collect();
     assert_eq!(names, ["supervisor", "interconnect", "ept", "scheduler", "vmm", "health"]);
-    assert!(manifest.descriptors[1..].iter().all(|service| service.beat_ms == 2000));
+    // The platform may wait for a page of a node that is lost, until that is seen.
+    let beats: Vec<_> = manifest.descriptors[1..].iter().map(|service| service.beat_ms).collect();
+    assert_eq!(beats, [2000, 2000, 2000, 5000, 2000]);
     let guest = manifest.system.guest.unwrap();
     assert_eq!((guest.platform, guest.memory, guest.placement), (4, 2, 3));
     assert_eq!((guest.carrier, guest.private_pages, guest.priority), (Some(1), 2048, 12));
