@@ -198,44 +198,47 @@ pub const MAX_ZERO_PAGES: u64 = 32;
 pub const MAX_MAP_PAGES: u64 = 512;
 
 impl Syscall {
+    const ALL: [Self; 31] = [
+        Self::Call,
+        Self::Receive,
+        Self::Reply,
+        Self::Notify,
+        Self::AcknowledgeInterrupt,
+        Self::Yield,
+        Self::FutexWait,
+        Self::FutexWake,
+        Self::SpawnThread,
+        Self::ExitThread,
+        Self::Log,
+        Self::Panic,
+        Self::DmaAddress,
+        Self::PortRead,
+        Self::PortWrite,
+        Self::PortWriteBytes,
+        Self::ConfigRead,
+        Self::ConfigWrite,
+        Self::Inspect,
+        Self::NextFault,
+        Self::Control,
+        Self::LogRead,
+        Self::Refresh,
+        Self::StopNode,
+        Self::GuestMap,
+        Self::VcpuStart,
+        Self::VcpuStop,
+        Self::VcpuKick,
+        Self::VcpuFetch,
+        Self::VcpuPlace,
+        Self::GuestProgress,
+    ];
+    /// How many there are: their numbers are those below it.
+    pub const COUNT: u64 = Self::ALL.len() as u64;
+
     /// The call with this number.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "compared with the array's length")]
     pub const fn from_number(number: u64) -> Option<Self> {
-        const ALL: [Syscall; 31] = [
-            Syscall::Call,
-            Syscall::Receive,
-            Syscall::Reply,
-            Syscall::Notify,
-            Syscall::AcknowledgeInterrupt,
-            Syscall::Yield,
-            Syscall::FutexWait,
-            Syscall::FutexWake,
-            Syscall::SpawnThread,
-            Syscall::ExitThread,
-            Syscall::Log,
-            Syscall::Panic,
-            Syscall::DmaAddress,
-            Syscall::PortRead,
-            Syscall::PortWrite,
-            Syscall::PortWriteBytes,
-            Syscall::ConfigRead,
-            Syscall::ConfigWrite,
-            Syscall::Inspect,
-            Syscall::NextFault,
-            Syscall::Control,
-            Syscall::LogRead,
-            Syscall::Refresh,
-            Syscall::StopNode,
-            Syscall::GuestMap,
-            Syscall::VcpuStart,
-            Syscall::VcpuStop,
-            Syscall::VcpuKick,
-            Syscall::VcpuFetch,
-            Syscall::VcpuPlace,
-            Syscall::GuestProgress,
-        ];
-        if number < ALL.len() as u64 { Some(ALL[number as usize]) } else { None }
+        if number < Self::COUNT { Some(Self::ALL[number as usize]) } else { None }
     }
 }
 

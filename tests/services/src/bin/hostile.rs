@@ -11,8 +11,6 @@ use test_services::random::Random;
 
 rt::entry!(main);
 
-/// System calls there are, from 0 on.
-const SYSCALLS: u64 = Syscall::VcpuPlace as u64 + 1;
 /// Random calls in the last round.
 const CALLS: u64 = 100_000;
 /// The seed of that round.
@@ -116,6 +114,7 @@ fn bad_handles(start: &Start<'_>) {
         Syscall::VcpuKick,
         Syscall::VcpuFetch,
         Syscall::VcpuPlace,
+        Syscall::GuestProgress,
     ];
     for call in calls {
         for handle in forged {
@@ -145,7 +144,7 @@ fn bad_handles(start: &Start<'_>) {
             expect(call, with(argument, argument, [0; 4]), Error::Refused);
         }
     }
-    for number in [SYSCALLS, SYSCALLS + 1, 255, 1 << 32, u64::MAX] {
+    for number in [Syscall::COUNT, Syscall::COUNT + 1, 255, 1 << 32, u64::MAX] {
         let status = ask(number, with(0, 0, [0; 4])).status;
         assert!(Error::from_status(status) == Some(Error::BadCall), "system call {number} exists");
     }
@@ -177,7 +176,7 @@ fn random_calls(start: &Start<'_>) -> u64 {
     while answered < CALLS {
         let number = match random.below(16) {
             0 => random.number(),
-            _ => random.below(SYSCALLS),
+            _ => random.below(Syscall::COUNT),
         };
         // These end this service as they should, and with it the test.
         if number == Syscall::ExitThread as u64 || number == Syscall::Panic as u64 {
