@@ -179,8 +179,8 @@ pub enum Syscall {
     VcpuFetch = 28,
     /// Makes core `rdx` the home of vCPU `rsi`. Needs the guest capability `rdi`, held for placement.
     VcpuPlace = 29,
-    /// How far vCPU `rsi` has come: in `rdi` the fingerprint of its registers ([`crate::vcpu::GUEST_FAULT`]) as of when it last left
-    /// guest mode, and in bit 32 whether it is in guest mode now. Needs the guest capability `rdi`, held as its memory's owner.
+    /// How far vCPU `rsi` has come: in `rdi` a [`crate::vcpu::Progress`]. Needs the guest capability `rdi`, held as its memory's
+    /// owner.
     GuestProgress = 30,
 }
 

@@ -152,6 +152,31 @@ pub const ACCESS_DELIVERY: u64 = 4;
 /// An access to the guest's page tables, by the processor's walk through them.
 pub const ACCESS_TABLES: u64 = 8;
 
+/// How far a vCPU has come ([`crate::abi::Syscall::GuestProgress`]).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Progress {
+    /// Of its registers as of when it last left guest mode, as in [`GUEST_FAULT`]: another one than before, and it has retired
+    /// an instruction.
+    pub fingerprint: u32,
+    /// It is in guest mode now: nobody knows what it has retired.
+    pub in_guest_mode: bool,
+}
+
+impl Progress {
+    /// As the call gives it: the fingerprint in the lower half, and bit 32 says whether it is in guest mode.
+    #[must_use]
+    pub const fn to_bits(self) -> u64 {
+        self.fingerprint as u64 | (self.in_guest_mode as u64) << 32
+    }
+
+    /// What [`Progress::to_bits`] gave.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self { fingerprint: bits as u32, in_guest_mode: bits >> 32 & 1 != 0 }
+    }
+}
+
 /// Word 1 of [`ExitReason::Port`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct PortAccess(pub u64);

@@ -3,7 +3,7 @@
 use core::mem::offset_of;
 
 use ipc::abi::{Error, NEVER, Outcome, UserRegisters, VcpuActivity};
-use ipc::vcpu::VcpuPage;
+use ipc::vcpu::{Progress, VcpuPage};
 use zerocopy::IntoBytes;
 
 use super::{Pending, at};
@@ -161,8 +161,8 @@ impl State {
         self.guest_of(request, |guest| guest.memory)?;
         let vcpu = self.known_vcpu(request.registers.rsi)?;
         let this = &self.vcpus[vcpu.index()];
-        let fingerprint = u64::from(this.fingerprint(m));
-        Ok(fingerprint | u64::from(self.core_running(this.thread).is_some()) << 32)
+        let in_guest_mode = self.core_running(this.thread).is_some();
+        Ok(Progress { fingerprint: this.fingerprint(m), in_guest_mode }.to_bits())
     }
 
     /// What a vCPU does.

@@ -9,12 +9,13 @@ use ept::frames::{Frame, Frames};
 use ept::layout::{GuestPage, Layout};
 use ept::memory::GuestMemory;
 use ept::space::{Access, Contents, Space};
-use ept::span::links::{BeginError, Links, Lost, Progress, Times};
+use ept::span::links::{BeginError, Links, Lost, Times};
 use ept::{Ept, Guest, Place, StartError};
 use ipc::abi::{Error, GUEST_ACCESS_NONE, GUEST_ACCESS_READ, GUEST_ACCESS_WRITE, GUEST_ZERO, Handle, Token};
 use ipc::interfaces::ept::{INTERFACE, dispatch};
 use ipc::interfaces::interconnect::{self, Frames as Carried, Incoming, Next, Outgoing, Sent};
 use ipc::message::{CallError, Caller, Message, MessagePage};
+use ipc::vcpu::Progress;
 use rt::capability::{self, Endpoint, Notification};
 use rt::inspector::Kernel;
 use rt::membership::{self, Membership};
@@ -135,9 +136,7 @@ impl Links for Outside {
     }
 
     fn progress(&mut self, vcpu: u8) -> Option<Progress> {
-        let syscall::Progress { fingerprint, in_guest_mode } =
-            syscall::guest_progress(self.guest?, vcpu.into()).ok()?;
-        Some(Progress { fingerprint, in_guest_mode })
+        syscall::guest_progress(self.guest?, vcpu.into()).ok()
     }
 
     fn lost(&mut self, why: Lost) {

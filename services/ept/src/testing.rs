@@ -6,11 +6,12 @@ use std::vec::Vec;
 use ipc::abi::{Error, Token};
 use ipc::interfaces::interconnect::{Frames, Incoming, Next, Outgoing, Sent};
 use ipc::message::{CallError, Message};
+use ipc::vcpu::Progress;
 
 use crate::frames::Frame;
 use crate::layout::GuestPage;
 use crate::space::{Access, Contents, Space};
-use crate::span::links::{BeginError, Links, Lost, Progress};
+use crate::span::links::{BeginError, Links, Lost};
 
 /// Numbers that look random and are the same for the same seed (SplitMix64).
 pub struct Random(pub u64);

@@ -16,6 +16,7 @@ use ipc::abi::{
     Syscall, Token,
 };
 use ipc::message::Message;
+use ipc::vcpu::Progress;
 
 /// What goes into a system call besides its number.
 #[derive(Clone, Copy, Debug)]
@@ -469,24 +470,12 @@ pub fn vcpu_place(guest: Handle, number: u32, core: u32) -> Result<(), Error> {
 }
 
 /// How far a vCPU has come.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Progress {
-    /// Of its registers as of when it last left guest mode: another one than before, and it has retired an instruction.
-    pub fingerprint: u32,
-    /// It is in guest mode now: nobody knows what it has retired.
-    pub in_guest_mode: bool,
-}
-
-/// How far a vCPU has come.
 ///
 /// # Errors
 /// [`Error::NoSuchItem`], [`Error::Refused`] to all but the owner of its memory.
 pub fn guest_progress(guest: Handle, number: u32) -> Result<Progress, Error> {
     let arguments = Arguments { rdi: guest.0, rsi: u64::from(number), ..Arguments::default() };
-    let value = plain(Syscall::GuestProgress, arguments)?.rdi;
-    #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
-    let fingerprint = value as u32;
-    Ok(Progress { fingerprint, in_guest_mode: value >> 32 & 1 != 0 })
+    Ok(Progress::from_bits(plain(Syscall::GuestProgress, arguments)?.rdi))
 }
 
 /// How to leave the node.

@@ -6,6 +6,7 @@ use core::time::Duration;
 use ipc::abi::{Error, Token};
 use ipc::interfaces::interconnect::{Frames, Incoming, Next, Outgoing, SendAnswer, Sent};
 use ipc::message::{CallError, Message};
+use ipc::vcpu::Progress;
 use rt::time::Clock;
 
 use crate::coherence::error::ConfigError;
@@ -40,7 +41,7 @@ pub trait Links {
     /// Answers a fault; nobody may wait for it any more.
     fn reply(&mut self, token: Token, message: Message);
 
-    /// What a vCPU has done; `None` when that is not known.
+    /// How far a vCPU has come; `None` when that is not known.
     fn progress(&mut self, vcpu: u8) -> Option<Progress>;
 
     /// Says that the guest's memory is lost, and why.
@@ -51,15 +52,6 @@ pub trait Links {
 
     /// The time in TSC ticks.
     fn now(&self) -> u64;
-}
-
-/// What a vCPU has done.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Progress {
-    /// Of its registers, as with its faults.
-    pub fingerprint: u32,
-    /// Whether it is in guest mode.
-    pub in_guest_mode: bool,
 }
 
 /// Why the memory that nodes share is lost.

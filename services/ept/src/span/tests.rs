@@ -12,12 +12,12 @@ use ipc::guest::{Share, Shares, total_pages};
 use ipc::interfaces::ept::{Begin, Hot, Server, Sharing};
 use ipc::interfaces::interconnect::{self, Outgoing, SendAnswer, Sent};
 use ipc::message::{Caller, Message as KernelMessage};
-use ipc::vcpu::{ACCESS_WRITE, FAULT_OF_WINDOW, GUEST_FAULT, PRIVATE_START, memory_ranges};
+use ipc::vcpu::{ACCESS_WRITE, FAULT_OF_WINDOW, GUEST_FAULT, PRIVATE_START, Progress, memory_ranges};
 use ipc::wire::Class;
 use rt::inspector::Inspector;
 use rt::time::Clock;
 
-use super::links::{BeginError, Progress};
+use super::links::BeginError;
 use super::*;
 use crate::around::Policy;
 use crate::frames::Frames;
