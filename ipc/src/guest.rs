@@ -49,6 +49,13 @@ pub const fn extra_frames(nodes: usize) -> u64 {
     if nodes > 1 { CARRIER_FRAMES as u64 + ON_THEIR_WAY * nodes as u64 } else { 0 }
 }
 
+/// Frames of a node's pool, when its share has so many pages and the guest spans so many nodes: one for each page of the share
+/// and each private one, one for the page of zeros, and the extra ones.
+#[must_use]
+pub const fn pool_frames(pages: u64, private_pages: u32, nodes: usize) -> u64 {
+    pages.saturating_add(private_pages as u64 + 1 + extra_frames(nodes))
+}
+
 /// What one node gives to the guest.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Share {

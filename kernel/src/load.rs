@@ -12,7 +12,7 @@ use ipc::abi::{
     START_MAGIC, START_PAGE, ServiceState, StartEntry, StartPage, USER_BITS, USER_END, message_page,
     stack_top,
 };
-use ipc::guest::{Share, extra_frames, share_of, total_pages, total_vcpus};
+use ipc::guest::{Share, pool_frames, share_of, total_pages, total_vcpus};
 use ipc::image::{
     CapabilityDescriptor, DEVICE_WINDOW_BYTES, DeviceDescriptor, GuestDescriptor, Image, ImageError,
     MAX_DEVICES, ObjectDescriptor, RIGHT_SUPERVISE, RegionDescriptor, RegionKind, ServiceDescriptor,
@@ -375,11 +375,10 @@ struct Lot<'a> {
 }
 
 impl Lot<'_> {
-    /// Frames of the pool: one for each page of the share and each private one, one for the page of zeros, and
-    /// what sharing takes, up to whole 2 MiB.
+    /// Frames of the pool, up to whole 2 MiB.
     fn pool_frames(&self) -> u64 {
-        let private = u64::from(self.guest.private_pages);
-        (self.share.pages + private + 1 + extra_frames(self.guest.shares.len())).next_multiple_of(LARGE_PAGES)
+        let Self { guest, share, .. } = self;
+        pool_frames(share.pages, guest.private_pages, guest.shares.len()).next_multiple_of(LARGE_PAGES)
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use ipc::guest::{BLOB_CONTENTS, BlobHeader};
+use ipc::guest::{BLOB_CONTENTS, BlobHeader, pool_frames};
 use ipc::image::{EntryKind, Image, ImageError, MAGIC};
 use zerocopy::FromBytes;
 
@@ -77,7 +77,8 @@ fn check(bytes: &[u8]) -> Result<Option<GivenGuest>, ImageError> {
     let guest = image.system()?.guest;
     Ok(guest.map(|guest| {
         let most = guest.shares.iter().map(|share| share.pages).max().unwrap_or(0);
-        let pages = most.saturating_add(guest.keep_pages).saturating_add(guest.private_pages.into());
+        let pages =
+            pool_frames(most, guest.private_pages, guest.shares.len()).saturating_add(guest.keep_pages);
         GivenGuest {
             nodes: u8::try_from(guest.shares.len()).unwrap_or(u8::MAX),
             node_bytes: pages.saturating_mul(ipc::abi::PAGE_SIZE as u64),

@@ -206,7 +206,7 @@ fn an_image_that_was_made_before_is_looked_at_whole() {
     };
     let good = Given::Module {
         path: file.path().to_owned(),
-        guest: Some(GivenGuest { nodes: 1, node_bytes: (64 << 20) + (16 << 20) }),
+        guest: Some(GivenGuest { nodes: 1, node_bytes: (64 << 20) + (16 << 20) + 4096 }),
     };
     assert_eq!(look(&image).unwrap(), good);
     // What the kernel does not check: the file in a blob.

@@ -9,7 +9,7 @@ use guest_kit::early;
 use ipc::abi::{MAX_NAME_BYTES, PAGE_SIZE, PRIORITIES};
 use ipc::guest::{
     AtEnd, CONFIG_BLOB, GuestConfig, INITRD_BLOB, KERNEL_BLOB, MAX_COMMAND_LINE, MAX_NODES, Share, Shares,
-    extra_frames, total_pages, total_vcpus,
+    pool_frames, total_pages, total_vcpus,
 };
 use ipc::vcpu::{HIGH_MEMORY_START, LOW_MEMORY_END, MAX_VCPUS, PRIVATE_START};
 
@@ -189,10 +189,10 @@ impl GuestDraft {
         }
     }
 
-    /// The most pages that a node gives, with those for tables and the carrier.
+    /// Frames of the pool of the node that gives the most.
     pub fn most_pages(&self) -> u64 {
         let most = self.shares().iter().map(|share| share.pages).max().unwrap_or(0);
-        most + u64::from(self.private_pages()) + extra_frames(self.nodes.value.into()) + 1
+        pool_frames(most, self.private_pages(), self.nodes.value.into())
     }
 
     /// What the tables of the memory's service take, in bytes: with one node four bytes a page and some for each 512; with
