@@ -355,17 +355,7 @@ impl Frames {
 
     /// Takes one frame that is in no reservation.
     pub fn take_one(&mut self) -> Option<Frame> {
-        let number = self.loose_block()?;
-        let record = &mut self.blocks[number as usize];
-        let (at, word) = record.free.iter_mut().enumerate().find(|(_, word)| **word != 0)?;
-        let place = at * WORD_BITS + word.trailing_zeros() as usize;
-        *word &= *word - 1;
-        record.free_count -= 1;
-        if record.free_count == 0 {
-            self.loose.remove(&mut self.blocks, number);
-        }
-        self.free -= 1;
-        u16::try_from(place).ok().map(|place| BlockNumber(number).frame(place))
+        self.take_several(1).map(|(frame, _)| frame)
     }
 
     /// Gives back a frame of [`Frames::take_one`], or one that its chunk got before its reservation was broken.

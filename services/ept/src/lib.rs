@@ -74,10 +74,6 @@ pub struct Ept<I, S, L> {
 #[derive(Debug)]
 pub struct Guest {
     memory: GuestMemory,
-    /// The number of its platform's service.
-    platform: usize,
-    /// Whether its memory is this node's alone.
-    is_local: bool,
     place: Place,
     /// While it runs and its memory is shared.
     span: Option<Box<Span>>,
@@ -105,15 +101,12 @@ impl Guest {
     /// A guest that has not begun.
     #[must_use]
     pub const fn new(memory: GuestMemory, place: Place) -> Self {
-        Self {
-            memory,
-            platform: place.platform,
-            is_local: place.nodes <= 1,
-            place,
-            span: None,
-            owed: NO_FRAME,
-            has_more: false,
-        }
+        Self { memory, place, span: None, owed: NO_FRAME, has_more: false }
+    }
+
+    /// Whether its memory is this node's alone.
+    const fn is_local(&self) -> bool {
+        self.place.nodes <= 1
     }
 
     /// Its memory on this node.
@@ -172,7 +165,7 @@ impl<I, S: Space, L: Links> Ept<I, S, L> {
     #[inline]
     pub fn fault(&mut self, fault: Fault, message: &Message, token: Token) -> Option<Message> {
         let answer = match &mut self.guest {
-            Some(guest) if guest.is_local => guest.memory.fault(&mut self.space, fault),
+            Some(guest) if guest.is_local() => guest.memory.fault(&mut self.space, fault),
             Some(guest) => {
                 return guest.shared_fault(&mut self.space, &mut self.links, fault, (message, token));
             }
@@ -183,7 +176,7 @@ impl<I, S: Space, L: Links> Ept<I, S, L> {
 
     /// Takes the messages of other nodes.
     pub fn arrived(&mut self) {
-        let Some(guest) = self.guest.as_mut().filter(|guest| !guest.is_local) else { return };
+        let Some(guest) = self.guest.as_mut().filter(|guest| !guest.is_local()) else { return };
         if guest.span.is_some() {
             guest.input(&mut self.space, &mut self.links, Token::NOBODY, |span, round| span.arrived(round));
         } else {
@@ -197,7 +190,7 @@ impl<I, S: Space, L: Links> Ept<I, S, L> {
     #[must_use]
     pub fn deadline(&self) -> u64 {
         match &self.guest {
-            Some(guest) if !guest.is_local => match &guest.span {
+            Some(guest) if !guest.is_local() => match &guest.span {
                 Some(span) => span.deadline(),
                 None if guest.has_more || guest.memory.is_being_reset() => 0,
                 None => NEVER,
@@ -208,7 +201,7 @@ impl<I, S: Space, L: Links> Ept<I, S, L> {
 
     /// Does what is to be done at this time.
     pub fn work(&mut self, now: u64) {
-        let Some(guest) = self.guest.as_mut().filter(|guest| !guest.is_local) else { return };
+        let Some(guest) = self.guest.as_mut().filter(|guest| !guest.is_local()) else { return };
         if guest.span.is_some() {
             guest.input(&mut self.space, &mut self.links, Token::NOBODY, |span, round| span.work(round, now));
             return;
@@ -236,7 +229,7 @@ impl<I: Inspector, S: Space, L: Links> Server for Ept<I, S, L> {
 
     fn release(&mut self, caller: Caller) -> Result<bool, Refused> {
         match &mut self.guest {
-            Some(guest) if caller.service == guest.platform => {
+            Some(guest) if caller.service == guest.place.platform => {
                 guest.end(&mut self.links, Token::NOBODY);
                 let progress = guest.memory.reset_step(&mut self.space).map_err(|_| Refused)?;
                 Ok(progress == Progress::Done)
@@ -247,8 +240,9 @@ impl<I: Inspector, S: Space, L: Links> Server for Ept<I, S, L> {
     }
 
     fn begin(&mut self, caller: Caller, begin: Begin) -> Result<bool, Refused> {
-        let guest = self.guest.as_mut().filter(|guest| caller.service == guest.platform).ok_or(Refused)?;
-        if guest.is_local {
+        let guest =
+            self.guest.as_mut().filter(|guest| caller.service == guest.place.platform).ok_or(Refused)?;
+        if guest.is_local() {
             return Ok(begin.shares.len() == 1);
         }
         if guest.span.is_some() || begin.shares.len() < 2 {

@@ -15,6 +15,7 @@
 //! * [`waiters`]: who waits.
 //! * [`foresight`]: what will be needed next.
 //! * [`ahead`]: asks for that.
+//! * [`sever`]: the platform's way out when a node is lost.
 //! * [`report`]: what became of it.
 
 mod ahead;
