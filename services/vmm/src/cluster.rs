@@ -145,6 +145,12 @@ impl Cluster {
         }
     }
 
+    /// Which of the shares is this node's.
+    #[must_use]
+    pub const fn place(&self) -> usize {
+        self.place
+    }
+
     /// Whether this is the first node.
     #[must_use]
     pub const fn is_first(&self) -> bool {

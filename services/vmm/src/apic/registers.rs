@@ -36,12 +36,6 @@ const REQUESTED_LAST: u32 = REQUESTED + 7;
 const ERROR_STATUS: u32 = 0x828;
 const COMMAND: u32 = 0x830;
 const INITIAL_COUNT: u32 = 0x838;
-
-/// Whether a write of this register sets the timer.
-#[must_use]
-pub const fn sets_timer(register: u32) -> bool {
-    matches!(register, MSR_TSC_DEADLINE | INITIAL_COUNT)
-}
 const CURRENT_COUNT: u32 = 0x839;
 const DIVIDE: u32 = 0x83e;
 const SELF_INTERRUPT: u32 = 0x83f;
@@ -66,6 +60,12 @@ const fn source(msr: u32) -> Option<Source> {
         0x837 => Source::Error,
         _ => return None,
     })
+}
+
+/// Whether a write of this register sets the timer.
+#[must_use]
+pub const fn sets_timer(register: u32) -> bool {
+    matches!(register, MSR_TSC_DEADLINE | INITIAL_COUNT)
 }
 
 /// The value, when it has none but these bits.

@@ -10,7 +10,7 @@
 /// What follows a tick has so many times as long.
 const SHARE: u64 = 8;
 /// The least that a vCPU gets of ticks, when it wants them: one in a twentieth of a second.
-const MOST_PER_SECOND: u64 = 20;
+const LEAST_PER_SECOND: u64 = 20;
 
 /// The pace of a vCPU's timer. Times are in the guest's TSC.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,7 +36,7 @@ impl Pace {
     pub fn is_set(&mut self, now: u64, tsc_hz: u64) {
         let Some(came) = self.came.take() else { return };
         let took = now.saturating_sub(came);
-        let rest = took.saturating_mul(SHARE).min(tsc_hz / MOST_PER_SECOND);
+        let rest = took.saturating_mul(SHARE).min(tsc_hz / LEAST_PER_SECOND);
         self.not_before = now.saturating_add(rest);
     }
 }
@@ -65,7 +65,7 @@ mod tests {
         let mut pace = Pace::default();
         pace.comes(0);
         pace.is_set(HZ, HZ);
-        assert_eq!(pace.defer(0), HZ + HZ / MOST_PER_SECOND);
+        assert_eq!(pace.defer(0), HZ + HZ / LEAST_PER_SECOND);
         pace.comes(u64::MAX);
         pace.is_set(3, u64::MAX);
         assert_eq!(pace.defer(0), 3);

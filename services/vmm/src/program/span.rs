@@ -4,7 +4,7 @@ use core::fmt;
 use core::num::NonZeroU64;
 
 use ipc::abi::NEVER;
-use ipc::guest::{AtEnd, MAX_NODES, Share, share_of, total_pages, total_vcpus};
+use ipc::guest::{AtEnd, MAX_NODES, Share, total_pages, total_vcpus};
 use ipc::interfaces::ept::Begin;
 use vmm::cluster::ending::{Ending, Refusal};
 use vmm::cluster::message::{Go, Message, Say};
@@ -103,8 +103,8 @@ impl Program {
     /// The guest's memory was lost before there was a machine.
     pub(super) fn memory_lost_early(&mut self) {
         self.look();
+        let Some(place) = self.link().map(|link| link.cluster.place()) else { return };
         let Some(files) = &self.files else { return };
-        let place = share_of(&files.config.shares, self.start.node()).map_or(0, |(place, _)| place);
         let vcpu = u8::try_from(first_vcpu(&files.config.shares, place)).unwrap_or(u8::MAX);
         if let Some(link) = self.link()
             && link.cluster.has_memory()
@@ -297,13 +297,10 @@ impl Program {
 
     /// Makes this node's part of the machine.
     fn make(&mut self, go: Go) -> bool {
-        let time = self.link().and_then(Link::time);
+        let told = self.link().and_then(|link| Some((link.time()?, link.cluster.place())));
         let (Some(node), Some(files)) = (&mut self.node, &self.files) else { return false };
-        let (Some(time), Some((place, _)), Some(tsc_hz)) = (
-            time,
-            share_of(&files.config.shares, self.start.node()),
-            NonZeroU64::new(u64::from(go.tsc_khz) * 1000),
-        ) else {
+        let (Some((time, place)), Some(tsc_hz)) = (told, NonZeroU64::new(u64::from(go.tsc_khz) * 1000))
+        else {
             self.refuse(Refusal::Time);
             return false;
         };
