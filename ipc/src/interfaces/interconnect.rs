@@ -96,24 +96,10 @@ pub const NO_FRAME: u32 = u32::MAX;
 pub type Frames = Vec<u32, { crate::guest::CARRIER_FRAMES as usize }>;
 
 /// Whose the page is that goes with a message.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    Eq,
-    Immutable,
-    IntoBytes,
-    KnownLayout,
-    PartialEq,
-    Serialize,
-    Deserialize,
-    TryFromBytes,
-)]
+#[derive(Clone, Copy, Debug, Eq, Immutable, IntoBytes, KnownLayout, PartialEq, TryFromBytes)]
 #[repr(u8)]
 pub enum Contents {
     /// No page goes with it.
-    #[default]
     None = 0,
     /// The page in the frame named, which stays the sender's. Until the message was delivered the sender neither changes
     /// nor frees it, which it knows from what it hears of the receiver.

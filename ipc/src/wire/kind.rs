@@ -1,6 +1,5 @@
 //! What a frame is, how urgent, and which part of a message.
 
-use serde::{Deserialize, Serialize};
 use zerocopy::{Immutable, IntoBytes, KnownLayout, TryFromBytes};
 
 /// The most fragments of a page.
@@ -55,24 +54,10 @@ impl Kind {
 pub const CLASSES: usize = 4;
 
 /// How urgent a frame is, the most urgent first: one class never waits for another.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    Deserialize,
-    Eq,
-    Immutable,
-    IntoBytes,
-    KnownLayout,
-    PartialEq,
-    Serialize,
-    TryFromBytes,
-)]
+#[derive(Clone, Copy, Debug, Eq, Immutable, IntoBytes, KnownLayout, PartialEq, TryFromBytes)]
 #[repr(u8)]
 pub enum Class {
     /// Short messages that others wait for: invalidations, their acknowledgements.
-    #[default]
     Control = 0,
     /// Messages between the platforms of a guest: interrupts, accesses to devices.
     Platform = 1,

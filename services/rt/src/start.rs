@@ -167,8 +167,7 @@ impl<'a> Start<'a> {
     /// # Errors
     /// [`Missing`].
     pub fn dma_region(&self, name: &str) -> Result<DmaRegion, Missing> {
-        let entry = self.find(CapabilityKind::DmaRegion, name, |_| true)?;
-        Ok(DmaRegion { handle: Handle(entry.handle), region: Region::of(entry), physical: entry.bits })
+        self.find(CapabilityKind::DmaRegion, name, |_| true).map(DmaRegion::of)
     }
 
     /// The contiguous pieces of the DMA memory of this name, in order.
@@ -177,11 +176,7 @@ impl<'a> Start<'a> {
         let entries = self.entries.iter();
         let pieces = entries
             .filter(move |entry| entry.kind == CapabilityKind::DmaRegion as u16 && Some(entry.name) == name);
-        pieces.map(|entry| DmaRegion {
-            handle: Handle(entry.handle),
-            region: Region::of(entry),
-            physical: entry.bits,
-        })
+        pieces.map(DmaRegion::of)
     }
 
     /// The I/O ports of this name.
@@ -256,6 +251,12 @@ impl<'a> Start<'a> {
     pub fn device_memory(&self, name: &str, bar: u16) -> Result<DeviceMemory, Missing> {
         let entry = self.find(CapabilityKind::DeviceMemory, name, |entry| entry.index == bar)?;
         Ok(DeviceMemory { region: Region::of(entry), physical: entry.bits })
+    }
+}
+
+impl DmaRegion {
+    fn of(entry: &StartEntry) -> Self {
+        Self { handle: Handle(entry.handle), region: Region::of(entry), physical: entry.bits }
     }
 }
 
