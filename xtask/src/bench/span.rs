@@ -219,9 +219,9 @@ fn hz(text: &str) -> Option<f64> {
 /// Boots the kit on so many nodes.
 fn boot(programs: &Programs, nodes: u8, arguments: &str, directory: &Path) -> Result<Told> {
     std::fs::create_dir_all(directory)?;
-    let command_line = format!(
-        "console=ttyS0 earlyprintk=ttyS0 panic=-1 numa_balancing=disable skew_tick=1 rdinit=/bin/kit -- {arguments}"
-    );
+    let usual = Manifest::load(Path::new(MANIFEST), &Overrides::default())?;
+    let usual = usual.guest.context("the usual image has no guest")?.config.command_line;
+    let command_line = format!("{usual} earlyprintk=ttyS0 rdinit=/bin/kit -- {arguments}");
     let overrides = Overrides {
         initrd: Some(InitrdSource::Kit),
         command_line: Some(command_line),
