@@ -239,13 +239,8 @@ impl Cutting {
             let Event::Log(_, line) = event else { continue };
             match self.state {
                 CutState::Before if line.text.contains(self.cut.from) => {
-                    self.state = CutState::Due(
-                        Instant::now()
-                            + self
-                                .cut
-                                .within
-                                .mul_f64(f64::from(self.random.next_u32()) / f64::from(u32::MAX)),
-                    );
+                    let part = f64::from(self.random.next_u32()) / f64::from(u32::MAX);
+                    self.state = CutState::Due(Instant::now() + self.cut.within.mul_f64(part));
                 }
                 CutState::Now(since) if line.text.contains(self.cut.until) => {
                     cluster.heal();

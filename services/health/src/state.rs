@@ -2,7 +2,8 @@
 //!
 //! A record's text is `state SUBJECT KEY=NUMBER ...`, with `SUBJECT/NUMBER` where there are several of a kind. xtask
 //! keeps the latest of each in place of the merged log's lines; it takes every key of small letters and underscores, so a
-//! new one is written here and shown there (`xtask/src/top/overview.rs`). They have no level, so that no choice of levels takes them away.
+//! new one is written here and shown there (`xtask/src/top/overview.rs`). They have no level, so that no choice of levels
+//! takes them away.
 //!
 //! The line carries them beside the log: 2 records of 40 bytes and 4 of 100 a second, and of vCPUs, hot pages and hot
 //! instructions so many that it stays below 1.5 KiB.
