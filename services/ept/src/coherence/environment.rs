@@ -98,9 +98,9 @@ pub trait Environment {
     /// Remembers what this node has of the page.
     fn set_holding(&mut self, page: Page, holding: Holding);
 
-    /// A page that can be given away: one that is held as `holding` says, that `may_go` and that was preferably not used
-    /// lately. Each call looks on from where the last one ended.
-    fn victim(&mut self, holding: Holding, may_go: &dyn Fn(Page) -> bool) -> Option<Page>;
+    /// A page with a frame that can be given away: for [`Access::Read`] one that is held to be read alone, that `may_go` and
+    /// that was preferably not used lately. Each call looks on from where the last one ended.
+    fn victim(&mut self, access: Access, may_go: &dyn Fn(Page) -> bool) -> Option<Page>;
 
     /// Sends a message to another node, and with [`super::message::Kind::Data`] what the page's frame holds now.
     fn send(&mut self, to: NodeId, message: Message);

@@ -1,7 +1,8 @@
 //! What this node wants to be rid of, when a fault finds no free frame.
 //!
-//! Copies go first: the home knows whether others have one too, and if so it is enough to drop this one. What
-//! only this node has goes to a node with room.
+//! Any page may go, each in its turn. The home knows whether others have it too, and if so it is enough to drop this copy; what
+//! only this node has goes to a node with room. Copies do not go first, although that is cheaper: what several nodes
+//! read is mostly what all of them use, as the guest's kernel is, and who drops that has it to fetch at the next instruction.
 
 use super::environment::{Environment, Holding, Operation, Outcome};
 use super::error::Error;
@@ -145,12 +146,7 @@ impl Member {
             return false;
         };
         let may_go = |page: Page| self.may_go(page);
-        let copy = post.environment.victim(Holding::Read, &may_go);
-        let victim = match (copy, access) {
-            (None, Access::Write) => post.environment.victim(Holding::Write, &may_go),
-            _ => copy,
-        };
-        let Some(page) = victim else { return false };
+        let Some(page) = post.environment.victim(access, &may_go) else { return false };
         self.slots[slot] = Slot { page, access, ..Slot::IDLE };
         self.ask(post, slot, Kind::Evict);
         true

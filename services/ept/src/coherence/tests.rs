@@ -113,12 +113,17 @@ impl Environment for Around {
         self.holdings[page.0 as usize] = holding;
     }
 
-    fn victim(&mut self, holding: Holding, may_go: &dyn Fn(Page) -> bool) -> Option<Page> {
+    fn victim(&mut self, access: Access, may_go: &dyn Fn(Page) -> bool) -> Option<Page> {
         let pages = self.holdings.len();
         for _ in 0..pages {
             self.hand = (self.hand + 1) % pages;
             let page = Page(u32::try_from(self.hand).unwrap());
-            if self.holdings[self.hand] == holding && may_go(page) {
+            let is_one = match self.holdings[self.hand] {
+                Holding::Read => true,
+                Holding::Write => access == Access::Write,
+                Holding::Nothing | Holding::Zero => false,
+            };
+            if is_one && may_go(page) {
                 return Some(page);
             }
         }

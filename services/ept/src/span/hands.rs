@@ -8,7 +8,7 @@ use ipc::wire::{Class, MESSAGE_BYTES};
 
 use super::outbox::Outbox;
 use crate::coherence::environment::{Environment, Holding, Operation, Outcome, Ticket, Waiter};
-use crate::coherence::message::{Channel, Kind, LONG_BYTES, Message, Page};
+use crate::coherence::message::{Access, Channel, Kind, LONG_BYTES, Message, Page};
 use crate::coherence::node::NodeId;
 use crate::frames::Frame;
 use crate::memory::GuestMemory;
@@ -53,8 +53,8 @@ impl Environment for Hands<'_> {
         self.memory.set_holding(page, holding);
     }
 
-    fn victim(&mut self, holding: Holding, may_go: &dyn Fn(Page) -> bool) -> Option<Page> {
-        self.memory.victim(holding, may_go)
+    fn victim(&mut self, access: Access, may_go: &dyn Fn(Page) -> bool) -> Option<Page> {
+        self.memory.victim(access, may_go)
     }
 
     fn send(&mut self, to: NodeId, message: Message) {
