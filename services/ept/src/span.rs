@@ -238,6 +238,10 @@ impl Span {
             self.uncarry(frame)?;
             self.owed = frame;
         }
+        if self.is_severed {
+            // A page that comes now would take the place of what the window has got.
+            return Ok(());
+        }
         let Some(from) = self.desk.nodes.iter().position(|node| *node == incoming.node) else {
             self.dropped.stranger += 1;
             return Ok(());

@@ -264,6 +264,34 @@ fn a_node_that_is_gone_ends_the_guest() {
 }
 
 #[test]
+fn a_window_that_waits_for_a_lost_node_gets_any_memory_and_keeps_it() {
+    let mut world = World::new(19, &[(1, 600), (1, 600)], 0);
+    let window = 1;
+    world.access(1, 0, 700, WRITE);
+    world.actors[0][window].instruction = Some((std::vec![world.page(700)], true));
+    assert!(!world.execute(0, window) && world.actors[0][window].waits);
+    let pass = |world: &mut World| {
+        world.nodes[0].links.now += times().patience;
+        assert!(world.work(0));
+    };
+    pass(&mut world);
+    assert!(world.actors[0][window].waits, "all nodes are there");
+    world.nodes[0].links.members.remove(&number(1));
+    pass(&mut world);
+    assert!(!world.actors[0][window].waits);
+    let page = world.page(700);
+    assert!(world.nodes[0].space.write(page, 12));
+    // Another page of the lost node's needs no wait any more.
+    let other = world.page(701);
+    assert_eq!(world.fault(0, window, other, WRITE), Some(0));
+    // What it sent comes after all.
+    while world.transmit(0) || world.take_arrived(1) || world.transmit(1) {}
+    world.nodes[0].arrived();
+    assert_eq!(world.nodes[0].space.read(page), Some(12));
+    world.check();
+}
+
+#[test]
 fn what_cannot_begin_leaves_all_as_it_is() {
     let mut world = World::new(11, &[(1, 600), (2, 600)], 0);
     let begin = Begin { run: 5, shares: world.shares.clone() };
