@@ -6,9 +6,10 @@
 //! lies in what was given.
 //!
 //! The kernel goes where it runs, which is its preferred address, at least 1 MiB; the initrd as high as it may be below
-//! 4 GiB; everything small to its place in [`layout`].
+//! 4 GiB, in memory of the node that loads it if there is room; everything small to its place in [`layout`].
 
 use ipc::abi::PAGE_SIZE;
+use ipc::guest::{Share, total_pages};
 use ipc::vcpu::{HIGH_MEMORY_START, PRIVATE_START, memory_ranges};
 use zerocopy::little_endian::U64;
 use zerocopy::{FromZeros, IntoBytes};
@@ -52,8 +53,9 @@ pub struct Plan<'a> {
     pages: u64,
 }
 
-/// Checks what a guest of `pages` pages is to be booted with, and decides where it goes. `kernel` is the whole file of a
-/// bzImage. An empty initrd is none.
+/// Checks what a guest whose memory is given in these shares is to be booted with, and decides where it goes. `kernel` is the
+/// whole file of a bzImage. An empty initrd is none. The first share's node loads the guest and has its first vCPU: the
+/// initrd goes to its memory if it fits, so that neither needs another node for it.
 ///
 /// # Errors
 /// [`BootError`] names the first thing that is wrong.
@@ -61,8 +63,9 @@ pub fn plan<'a>(
     kernel: &'a [u8],
     initrd: Option<&'a [u8]>,
     command_line: &'a str,
-    pages: u64,
+    shares: &[Share],
 ) -> Result<Plan<'a>, BootError> {
+    let pages = total_pages(shares);
     let header = SetupHeader::of(kernel)?;
     check_command_line(command_line, &header)?;
     if pages > MAX_PAGES {
@@ -76,7 +79,9 @@ pub fn plan<'a>(
         return Err(BootError::KernelTooLarge { start: kernel_start, needed, memory_end });
     }
     let initrd = initrd.unwrap_or_default();
-    let initrd_start = initrd_address(&header, initrd.len() as u64, kernel_end, memory_end)?;
+    let near_end = memory_end.min(shares.first().map_or(0, |share| share.pages.saturating_mul(PAGE)));
+    let below = |end| initrd_address(&header, initrd.len() as u64, kernel_end, end);
+    let initrd_start = below(near_end).or_else(|_| below(memory_end))?;
     let part = |range: core::ops::Range<u64>| {
         let range = usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?;
         kernel.get(range)

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use guest_kit::early;
-use ipc::guest::{CONFIG_BLOB, GuestConfig, INITRD_BLOB, KERNEL_BLOB, total_pages};
+use ipc::guest::{CONFIG_BLOB, GuestConfig, INITRD_BLOB, KERNEL_BLOB};
 
 use crate::bundle::Blob;
 use crate::manifest::{Guest, InitrdSource, KernelSource};
@@ -41,15 +41,14 @@ pub fn blobs(guest: &Guest) -> Result<Vec<Blob>> {
         bail!("the guest's initrd is empty: {}", path.display());
     }
     let command_line = guest.config.command_line.as_str();
-    vmm::boot::plan(&kernel, initrd.as_deref(), command_line, total_pages(&guest.config.shares))
-        .with_context(|| {
-            let kernel = match &guest.kernel {
-                KernelSource::Debian => "Debian's kernel".to_owned(),
-                KernelSource::Early(scenario) => format!("the image early:{}", scenario.name()),
-                KernelSource::File(path) => path.display().to_string(),
-            };
-            format!("the guest cannot boot with {kernel}")
-        })?;
+    vmm::boot::plan(&kernel, initrd.as_deref(), command_line, &guest.config.shares).with_context(|| {
+        let kernel = match &guest.kernel {
+            KernelSource::Debian => "Debian's kernel".to_owned(),
+            KernelSource::Early(scenario) => format!("the image early:{}", scenario.name()),
+            KernelSource::File(path) => path.display().to_string(),
+        };
+        format!("the guest cannot boot with {kernel}")
+    })?;
     let config = Blob { name: CONFIG_BLOB, file: encode(&guest.config)? };
     let initrd = initrd.map(|file| Blob { name: INITRD_BLOB, file });
     Ok([config, Blob { name: KERNEL_BLOB, file: kernel }].into_iter().chain(initrd).collect())

@@ -14,6 +14,20 @@ const MIB: u64 = 1 << 20;
 /// Pages of a guest of 64 MiB.
 const PAGES: u64 = 64 * MIB / 4096;
 
+const fn share(pages: u64) -> Share {
+    Share { node: 1, vcpus: 1, pages }
+}
+
+/// Of a guest whose memory one node gives.
+fn plan<'a>(
+    kernel: &'a [u8],
+    initrd: Option<&'a [u8]>,
+    command_line: &'a str,
+    pages: u64,
+) -> Result<Plan<'a>, BootError> {
+    super::plan(kernel, initrd, command_line, &[share(pages)])
+}
+
 /// A bzImage of boot protocol 2.15 that is made of 4 setup sectors and a kernel with contents that tell where they are.
 fn bzimage(kernel_bytes: u32) -> Vec<u8> {
     let mut file = vec![0x90; 5 * 512];
@@ -193,6 +207,20 @@ fn an_initrd_is_as_high_as_it_may_be() {
     set(&mut file, 0x22c, 0u32.to_le_bytes());
     assert_eq!(place(&file, 1, PAGES), Err(BootError::InitrdTooLarge { bytes: 1, room: 0 }));
     assert_eq!(plan(&file, Some(&[]), "", PAGES).unwrap().initrd_start, 0, "an empty one is none");
+}
+
+#[test]
+fn an_initrd_is_in_the_loading_nodes_memory_if_it_fits() {
+    let file = bzimage(0x1000);
+    let initrd = vec![1; 0x5000];
+    let place = |near| {
+        let shares = [share(near), share(PAGES - near)];
+        super::plan(&file, Some(&initrd), "", &shares).map(|plan| plan.initrd_start)
+    };
+    let top = 64 * MIB;
+    assert_eq!(place(40 * MIB / 4096), Ok(40 * MIB - 0x5000));
+    assert_eq!(place(18 * MIB / 4096 + 4), Ok(top - 0x5000), "it does not fit above the kernel there");
+    assert_eq!((place(0), place(PAGES)), (Ok(top - 0x5000), Ok(top - 0x5000)));
 }
 
 #[test]

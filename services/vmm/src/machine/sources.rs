@@ -2,7 +2,7 @@
 
 use core::num::NonZeroU64;
 
-use ipc::guest::{GuestConfig, total_pages};
+use ipc::guest::GuestConfig;
 
 use super::Host;
 use crate::acpi::{LegacyPic, Platform};
@@ -60,7 +60,7 @@ impl Sources<'_> {
     /// Loads the guest's memory; how its first processor begins.
     pub(super) fn load<H: Host>(&self, host: &mut H) -> Result<ProcessorState, StartError> {
         let Sources { config, kernel, initrd, .. } = *self;
-        let plan = plan(kernel, initrd, &config.command_line, total_pages(&config.shares));
+        let plan = plan(kernel, initrd, &config.command_line, &config.shares);
         let platform = Platform::spanning(&config.shares, LegacyPic::Present);
         plan.map_err(StartError::Boot)?.load(&mut Tended(host), &platform).map_err(StartError::Load)
     }

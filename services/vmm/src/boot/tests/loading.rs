@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::super::*;
-use super::{MIB, PAGES, bzimage};
+use super::{MIB, PAGES, bzimage, plan};
 use crate::acpi::LegacyPic;
 use crate::acpi::testing::one_node;
 use crate::memory::testing::Ram;
