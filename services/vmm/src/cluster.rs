@@ -399,7 +399,9 @@ impl Cluster {
     }
 
     fn say_ready(&mut self) {
-        if self.state == (State::Begun { said: false }) && self.sight.knows_time {
+        // The guest runs as soon as all have said so. After a cut this one may be a member again for the first node, and not know yet.
+        let can_run = self.sight.knows_time && self.sight.may_act;
+        if can_run && self.state == (State::Begun { said: false }) {
             self.state = State::Begun { said: true };
             self.tell_first(self.run, Say::Ready);
         }

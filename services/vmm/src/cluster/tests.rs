@@ -118,7 +118,7 @@ fn a_node_that_cannot_take_part_says_so() {
 }
 
 #[test]
-fn nodes_that_do_not_know_the_time_are_waited_for() {
+fn nodes_that_do_not_know_the_time_or_may_not_act_are_waited_for() {
     let shares = shares(2);
     let mut other = Cluster::new(&shares, 1, PATIENCE_S, CLOCK);
     let life = Some(Life { incarnation: 1, silent_ms: 0 });
@@ -129,6 +129,14 @@ fn nodes_that_do_not_know_the_time_are_waited_for() {
     other.begun(0, true);
     assert_eq!(other.next_action(), None);
     sight.knows_time = true;
+    sight.may_act = false;
+    other.see(50, sight.clone());
+    assert_eq!(
+        other.next_action(),
+        None,
+        "for the first node it is a member again, and it does not know it yet"
+    );
+    sight.may_act = true;
     other.see(100, sight.clone());
     assert_eq!(other.next_action(), Some(Action::Send(number(0), Message { run: 5, say: Say::Ready })));
     other.see(200, sight);
