@@ -9,8 +9,10 @@
 
 /// What follows a tick has so many times as long.
 const SHARE: u64 = 8;
-/// The least that a vCPU gets of ticks, when it wants them: one in a twentieth of a second.
-const LEAST_PER_SECOND: u64 = 20;
+/// The least that a vCPU gets of ticks, when it wants them. A tick of Linux that finds that other processors have ticked
+/// meanwhile needs some forty pages of another node; where a page takes a millisecond, as between emulated nodes, twenty ticks
+/// a second would leave the guest a fifth of its time.
+const LEAST_PER_SECOND: u64 = 1;
 
 /// The pace of a vCPU's timer. Times are in the guest's TSC.
 #[derive(Clone, Copy, Debug, Default)]
