@@ -3,7 +3,8 @@
 //!
 //! The first and the last processor take turns. What is measured is the first's access to each page that the last one
 //! has just written: by reading, then by writing what it can read already, then by writing what the last one wrote again. Each
-//! page is touched once before, so that the guest's own page fault is over. With one node these are the costs of a cache.
+//! page is touched once before, so that the guest's own page fault is over. Pages are measured in no order, so that none
+//! comes because one before it was touched. With one node these are the costs of a cache.
 //!
 //! An interrupt between processors is measured as `membarrier` needs it: the first processor asks the last one, which
 //! runs a thread of the same program, and waits for it (membarrier(2), private expedited).
@@ -15,6 +16,7 @@ use std::sync::Barrier;
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use guest_kit::random::Random;
 
 use super::report;
 use crate::options::Options;
@@ -34,6 +36,8 @@ pub fn run(options: &Options) -> Result<()> {
     let map = Map::anonymous(pages * PAGE, Sharing::Private)?;
     let words = map.words();
     let word = |page: usize| &words[page * PAGE / 8];
+    let mut order: Vec<_> = (0..pages).collect();
+    Random::new(options.seed).shuffle(&mut order);
     let barrier = Barrier::new(2);
     let write_all = |value: u64| (0..pages).for_each(|page| word(page).store(value, Ordering::Relaxed));
     let take = |touch: &dyn Fn(&AtomicU64)| -> Vec<u64> {
@@ -42,7 +46,7 @@ pub fn run(options: &Options) -> Result<()> {
             touch(word(page));
             cpu::ticks() - begun
         };
-        (0..pages).map(of).collect()
+        order.iter().copied().map(of).collect()
     };
     let read = |word: &AtomicU64| {
         black_box(word.load(Ordering::Relaxed));
@@ -85,16 +89,19 @@ fn interrupts(first: usize, last: usize) -> Result<Vec<u64>> {
         check(i32::try_from(result).unwrap_or(-1), "membarrier").map(drop)
     };
     call(REGISTER_PRIVATE_EXPEDITED)?;
-    let over = AtomicU64::new(0);
+    let (begun, over) = (Barrier::new(2), AtomicU64::new(0));
     thread::scope(|scope| {
         let spinning = scope.spawn(|| -> Result<()> {
+            // Before it runs there it need not be interrupted.
             cpu::pin(last)?;
+            begun.wait();
             while over.load(Ordering::Relaxed) == 0 {
                 core::hint::spin_loop();
             }
             Ok(())
         });
         cpu::pin(first)?;
+        begun.wait();
         let samples = (0..INTERRUPTS).map(|_| {
             let begun = cpu::ticks();
             call(PRIVATE_EXPEDITED).map(|()| cpu::ticks() - begun)
