@@ -330,6 +330,8 @@ impl Cluster {
                 }
                 self.run = message.run;
                 self.lives = [None; MAX_NODES];
+                // What was before is the loss of an earlier guest.
+                self.cut_off_since = self.cut_off_since.map(|_| now);
                 self.state = State::Begins;
                 self.actions.push_back(Action::Begin(self.run));
             }

@@ -122,24 +122,23 @@ fn nodes_that_do_not_know_the_time_or_may_not_act_are_waited_for() {
     let shares = shares(2);
     let mut other = Cluster::new(&shares, 1, PATIENCE_S, CLOCK);
     let life = Some(Life { incarnation: 1, silent_ms: 0 });
-    let mut sight = Sight { lives: heapless::Vec::from_iter([life; 2]), may_act: true, knows_time: false };
+    let mut sight = Sight { lives: heapless::Vec::from_iter([life; 2]), may_act: false, knows_time: false };
     other.see(0, sight.clone());
-    assert!(other.receive(0, number(0), &Message { run: 5, say: Say::Prepare }));
+    // It has been cut off for long; for the first node it is a member again, and it does not know that yet.
+    let now = CLOCK.milliseconds_to_ticks(10 * GRACE_MS);
+    other.see(now, sight.clone());
+    assert!(other.receive(now, number(0), &Message { run: 5, say: Say::Prepare }));
     assert_eq!(other.next_action(), Some(Action::Begin(5)));
-    other.begun(0, true);
-    assert_eq!(other.next_action(), None);
-    sight.knows_time = true;
-    sight.may_act = false;
-    other.see(50, sight.clone());
-    assert_eq!(
-        other.next_action(),
-        None,
-        "for the first node it is a member again, and it does not know it yet"
-    );
-    sight.may_act = true;
-    other.see(100, sight.clone());
+    other.begun(now, true);
+    for (may_act, knows_time) in [(false, false), (false, true), (true, false)] {
+        sight = Sight { may_act, knows_time, ..sight };
+        other.see(now + 50, sight.clone());
+        assert_eq!(other.next_action(), None);
+    }
+    sight = Sight { may_act: true, knows_time: true, ..sight };
+    other.see(now + 100, sight.clone());
     assert_eq!(other.next_action(), Some(Action::Send(number(0), Message { run: 5, say: Say::Ready })));
-    other.see(200, sight);
+    other.see(now + 200, sight);
     assert_eq!(other.next_action(), None, "once");
 }
 
