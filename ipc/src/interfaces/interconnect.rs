@@ -101,6 +101,8 @@ pub type Frames = Vec<u32, { crate::guest::CARRIER_FRAMES as usize }>;
 pub enum Contents {
     /// No page goes with it.
     None = 0,
+    /// No page goes with it, and a processor waits for what comes back: the service may poll for that.
+    Awaited = 3,
     /// The page in the frame named, which stays the sender's. Until the message was delivered the sender neither changes
     /// nor frees it, which it knows from what it hears of the receiver.
     Shared = 1,
@@ -183,10 +185,20 @@ pub struct Incoming {
 pub enum IncomingKind {
     /// There is no message.
     Nothing = 0,
-    /// A message.
+    /// A message, behind which there are more.
     Message = 1,
+    /// A message, behind which there is none: the caller is told when the next one comes.
+    Last = 3,
     /// No message is given, because the frame that came with the last one was not made up for.
     Owed = 2,
+}
+
+impl IncomingKind {
+    /// Whether there is a message.
+    #[must_use]
+    pub const fn is_message(self) -> bool {
+        matches!(self, Self::Message | Self::Last)
+    }
 }
 
 /// The cluster's time.

@@ -219,13 +219,16 @@ impl Span {
                 self.carried.push(frame);
             }
             match incoming.kind {
-                IncomingKind::Message => {}
+                IncomingKind::Message | IncomingKind::Last => {}
                 IncomingKind::Nothing => return self.tell(round, now),
                 IncomingKind::Owed => return Err(Lost::Owed),
             }
             now = round.links.now();
             self.take(round, &incoming, now)?;
             self.carry_out(round, now)?;
+            if incoming.kind == IncomingKind::Last {
+                return self.tell(round, now);
+            }
         }
         self.has_more = true;
         self.tell(round, now)
@@ -401,10 +404,13 @@ pub fn drop_messages<L: Links>(links: &mut L, owed: &mut u32) -> Result<bool, Ca
     for _ in 0..MOST_AT_ONCE {
         let frame = core::mem::replace(owed, NO_FRAME);
         let incoming = links.receive(Next { frame, reserved: 0 })?;
-        if incoming.kind != IncomingKind::Message {
+        if !incoming.kind.is_message() {
             return Ok(false);
         }
         *owed = incoming.frame;
+        if incoming.kind == IncomingKind::Last {
+            return Ok(false);
+        }
     }
     Ok(true)
 }

@@ -168,7 +168,7 @@ impl Link {
             self.owed = incoming.frame;
             match incoming.kind {
                 IncomingKind::Nothing | IncomingKind::Owed => return None,
-                IncomingKind::Message => match Message::decode(&incoming.message) {
+                IncomingKind::Message | IncomingKind::Last => match Message::decode(&incoming.message) {
                     Some(message) => return Some((incoming.node, message)),
                     None => self.strays += 1,
                 },

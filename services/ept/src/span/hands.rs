@@ -66,6 +66,9 @@ impl Environment for Hands<'_> {
         };
         let (frame, contents) = match self.memory.frame(message.page) {
             Some(frame) if message.kind == Kind::Data => (frame.0, Contents::Shared),
+            _ if matches!(message.kind, Kind::Read | Kind::Write | Kind::Evict) => {
+                (NO_FRAME, Contents::Awaited)
+            }
             _ => (NO_FRAME, Contents::None),
         };
         let message = bytes(&message, self.desk.run);

@@ -101,7 +101,7 @@ impl Links for FakeLinks {
         if !self.members.contains(&outgoing.node) {
             return not(SendAnswer::NoSuchMember);
         }
-        let is_data = outgoing.contents != interconnect::Contents::None;
+        let is_data = outgoing.frame != NO_FRAME;
         assert_eq!(is_data, outgoing.frame != NO_FRAME);
         assert_eq!(is_data, outgoing.class == Class::Page);
         assert!(!is_data || !self.all().contains(&outgoing.frame), "a frame of the sender's");
@@ -135,7 +135,8 @@ impl Links for FakeLinks {
         }
         let Some(incoming) = self.incoming.pop_front() else { return Ok(nothing(IncomingKind::Nothing)) };
         self.is_owed = incoming.frame != NO_FRAME;
-        Ok(incoming)
+        let kind = if self.incoming.is_empty() { IncomingKind::Last } else { IncomingKind::Message };
+        Ok(Incoming { kind, ..incoming })
     }
 
     fn frames(&mut self) -> Result<interconnect::Frames, CallError> {

@@ -58,8 +58,6 @@ pub(super) struct Queues {
     unfit: VecDeque<Delivery<PageName>>,
     alerts: Alerts,
     pub asking: Asking,
-    /// Whether the memory's owner deals with what came, so that what it sends asks for nothing new.
-    pub is_reacting: bool,
 }
 
 impl Queues {
@@ -70,7 +68,6 @@ impl Queues {
             unfit: VecDeque::new(),
             alerts: Alerts::default(),
             asking: Asking::Nothing,
-            is_reacting: false,
         }
     }
 
@@ -82,7 +79,7 @@ impl Queues {
             return self.unfit.push_back(delivery);
         }
         let client = Client::of(class);
-        if self.of(client).all(VecDeque::is_empty) {
+        if !self.has(client) {
             self.alert(client);
         }
         if matches!(class, Class::Control | Class::Page) {
@@ -99,6 +96,11 @@ impl Queues {
             .zip(Class::ALL)
             .filter(move |(_, class)| Client::of(*class) == client)
             .map(|(q, _)| q)
+    }
+
+    /// Whether there is a message for a client.
+    pub fn has(&self, client: Client) -> bool {
+        !self.of(client).all(VecDeque::is_empty)
     }
 
     /// The next message for a client, the most urgent first.

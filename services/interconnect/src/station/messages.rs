@@ -33,7 +33,7 @@ impl<C: Card> Station<C> {
             return None;
         }
         let page = match contents {
-            Contents::None => None,
+            Contents::None | Contents::Awaited => None,
             Contents::Shared | Contents::Given
                 if class == Class::Platform || !self.port.frames.is_others(frame) =>
             {
@@ -55,8 +55,7 @@ impl<C: Card> Station<C> {
         }
         self.due = 0;
         self.port.messages.sent += u64::from(page.is_some());
-        // What is asked while nothing that came is dealt with, a processor waits for.
-        if matches!(class, Class::Control | Class::Request) && !self.port.queues.is_reacting {
+        if contents == Contents::Awaited {
             self.port.queues.asking = Asking::Begun;
         }
         let mut sent = answer(SendAnswer::Taken);
@@ -87,16 +86,15 @@ impl<C: Card> Station<C> {
             self.port.give_back(next.frame);
             self.port.refill();
         }
-        let delivery = self.port.queues.pop(client);
-        if client == Client::Memory {
-            self.port.queues.is_reacting = delivery.is_some();
-        }
-        let Some(delivery) = delivery else { return Some(without_message(IncomingKind::Nothing)) };
+        let Some(delivery) = self.port.queues.pop(client) else {
+            return Some(without_message(IncomingKind::Nothing));
+        };
+        let kind = if self.port.queues.has(client) { IncomingKind::Message } else { IncomingKind::Last };
         self.consume(&delivery);
         let Delivery { node, class, message, contents, .. } = delivery;
         let frame = contents.map_or(NO_FRAME, |(frame, _)| frame.number);
         self.port.frames.give(frame);
-        Some(Incoming { message, frame, node, class, kind: IncomingKind::Message })
+        Some(Incoming { message, frame, node, class, kind })
     }
 
     /// Whether a client has asked for something since the last call of this.
@@ -150,7 +148,6 @@ impl<C: Card> Station<C> {
         for class in Class::ALL.into_iter().filter(|&class| Client::of(class) == Client::Memory) {
             self.node.withdraw(class, &mut Outlet { port: &mut self.port, events: &mut |_| {} });
         }
-        self.port.queues.is_reacting = false;
         self.port.frames.forgive();
         self.port.refill();
         self.port.frames.list()

@@ -63,7 +63,7 @@ fn a_given_page_is_exchanged_and_comes_without_a_copy() {
     pass(&mut nodes, &clock, 600);
     assert_eq!(nodes[1].station.alerts(), Alerts { platform: true, memory: true });
     let came = nodes[1].memory_takes(NO_FRAME);
-    assert_eq!((came.node, came.class, came.kind), (1, Class::Page, IncomingKind::Message));
+    assert_eq!((came.node, came.class, came.kind), (1, Class::Page, IncomingKind::Last));
     assert_eq!(came.message, [1; MESSAGE_BYTES]);
     assert_eq!(*nodes[1].memory(came.frame), [0x77; 4096]);
     assert!(!nodes[1].owned().contains(&came.frame));
@@ -100,7 +100,7 @@ fn a_frame_that_came_is_made_up_for_first() {
     }
     // It may be the same one.
     let second = two.memory_takes(came.frame);
-    assert_eq!((second.message, second.kind), ([2; MESSAGE_BYTES], IncomingKind::Message));
+    assert_eq!((second.message, second.kind), ([2; MESSAGE_BYTES], IncomingKind::Last));
     assert_eq!(two.station.receive(Client::Platform, Next { frame: 3, reserved: 0 }), None);
     assert_eq!(two.memory_takes(3).kind, IncomingKind::Nothing);
     two.check_frames();
@@ -139,7 +139,7 @@ fn each_client_sends_and_receives_its_own() {
     assert_eq!(two.alerts(), Alerts::default());
     let mut take = |client| {
         let came = two.receive(client, NO_NEXT).unwrap();
-        (came.kind == IncomingKind::Message).then_some(came.class)
+        came.kind.is_message().then_some(came.class)
     };
     assert_eq!([(); 2].map(|()| take(Client::Platform)), [Some(Class::Platform), None]);
     let memory = [Class::Control, Class::Request, Class::Page].map(Some);
@@ -235,10 +235,10 @@ fn a_full_class_says_when_it_has_room() {
     assert_eq!(nodes[0].station.alerts(), Alerts { platform: true, memory: false });
     // No more than the credit comes before some is taken.
     pass(&mut nodes, &clock, 500);
-    assert_eq!(nodes[1].memory_takes(NO_FRAME).kind, IncomingKind::Message);
+    assert_eq!(nodes[1].memory_takes(NO_FRAME).kind, IncomingKind::Last);
     let mut came = 0;
     for _ in 0..40 {
-        while nodes[1].station.receive(Client::Platform, NO_NEXT).unwrap().kind == IncomingKind::Message {
+        while nodes[1].station.receive(Client::Platform, NO_NEXT).unwrap().kind.is_message() {
             came += 1;
         }
         pass(&mut nodes, &clock, 100);
@@ -264,7 +264,7 @@ fn a_shared_page_goes_to_several_and_again_at_a_time() {
     for node in &mut nodes[1..] {
         for spare in [NO_FRAME, 3] {
             let came = node.memory_takes(spare);
-            assert_eq!((came.kind, *node.memory(came.frame)), (IncomingKind::Message, [0x3c; 4096]));
+            assert!(came.kind.is_message() && *node.memory(came.frame) == [0x3c; 4096]);
         }
     }
     // It is the client's all the time, and may be given while the card still reads it.
@@ -295,7 +295,7 @@ fn a_page_goes_in_parts_over_a_short_link() {
     assert_eq!(parts, [1440, 1440, 1216].map(|bytes| bytes + HEADER_BYTES));
     settle(&mut nodes);
     let came = nodes[1].memory_takes(NO_FRAME);
-    assert_eq!((came.kind, came.message), (IncomingKind::Message, [9; MESSAGE_BYTES]));
+    assert_eq!((came.kind, came.message), (IncomingKind::Last, [9; MESSAGE_BYTES]));
     assert_eq!(nodes[1].memory(came.frame)[..], contents);
     assert_eq!([0, 1].map(|node| nodes[node].station.port.card.copied), [0, 4096 - 1440]);
     nodes[1].memory_takes(3);
@@ -333,7 +333,7 @@ fn what_no_client_sends_is_dropped_and_the_class_goes_on() {
     assert_eq!(one.station.counters(|ticks| ticks).dropped.unexpected - before, 150);
     assert_eq!(one.station.alerts(), Alerts::default());
     deliver(&mut one, Class::Control, 4096);
-    assert_eq!(one.memory_takes(NO_FRAME).kind, IncomingKind::Message);
+    assert_eq!(one.memory_takes(NO_FRAME).kind, IncomingKind::Last);
 }
 
 #[test]
@@ -361,7 +361,7 @@ fn a_client_that_begins_anew_learns_what_the_service_has() {
     assert_eq!(nodes[1].memory_takes(NO_FRAME).kind, IncomingKind::Nothing);
     // The platform's are not.
     let came = nodes[1].station.receive(Client::Platform, NO_NEXT).unwrap();
-    assert_eq!(came.kind, IncomingKind::Message);
+    assert_eq!(came.kind, IncomingKind::Last);
     // The channel goes on: credit was given back.
     for say in 40..45 {
         nodes[0].memory_sends(outgoing(Class::Page, Contents::None, NO_FRAME, say));
@@ -417,22 +417,22 @@ fn a_later_life_has_the_frames_of_the_last_one() {
 }
 
 #[test]
-fn an_answer_is_expected_of_what_is_asked_and_of_no_reaction() {
+fn an_answer_is_expected_of_what_says_so() {
     let clock = Rc::new(Cell::new(0));
     let mut nodes = two(&clock);
-    let [request, page] =
-        [Class::Request, Class::Page].map(|class| outgoing(class, Contents::None, NO_FRAME, 0));
-    nodes[0].memory_sends(page);
+    let [request, done] =
+        [Contents::Awaited, Contents::None].map(|contents| outgoing(Class::Request, contents, NO_FRAME, 0));
+    nodes[0].memory_sends(done);
     assert!(!nodes[0].station.is_asking());
     nodes[0].memory_sends(request);
     let one = &mut nodes[0].station;
     assert!(one.has_asked() && !one.has_asked() && one.is_asking() && one.is_expecting());
     pass(&mut nodes, &clock, 20);
-    while nodes[1].memory_takes(NO_FRAME).kind == IncomingKind::Message {
-        nodes[1].memory_sends(Outgoing { node: 1, ..page });
-        nodes[1].memory_sends(Outgoing { node: 1, ..request });
-        assert!(!nodes[1].station.is_asking());
-    }
+    assert_eq!(nodes[1].memory_takes(NO_FRAME).kind, IncomingKind::Message);
+    assert_eq!(nodes[1].memory_takes(NO_FRAME).kind, IncomingKind::Last);
+    let page = outgoing(Class::Page, Contents::Shared, 7, 0);
+    nodes[1].memory_sends(Outgoing { node: 1, ..page });
+    assert!(!nodes[1].station.is_asking());
     pass(&mut nodes, &clock, 20);
     assert!(!nodes[0].station.is_asking());
     nodes[1].memory_sends(Outgoing { node: 1, ..request });

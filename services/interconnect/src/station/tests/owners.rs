@@ -36,7 +36,8 @@ impl Owner {
 
     fn send(&mut self, node: &mut Node, to: u16, random: &mut ChaCha8Rng) {
         let class = [Class::Control, Class::Request, Class::Page][random.random_range(0..3)];
-        let contents = [Contents::None, Contents::Shared, Contents::Given][random.random_range(0..3)];
+        let any = [Contents::None, Contents::Awaited, Contents::Shared, Contents::Given];
+        let contents = any[random.random_range(0..any.len())];
         let number = self.next.entry((to, class as u8)).or_default();
         let from = node.station.node.identity().node;
         let mut message = [0; MESSAGE_BYTES];
@@ -44,7 +45,7 @@ impl Owner {
         message[4..8].copy_from_slice(&[class as u8, contents as u8, from.to_le_bytes()[0], 0]);
         message[8..16].copy_from_slice(&random.random::<u64>().to_le_bytes());
         let mut frame = NO_FRAME;
-        if contents != Contents::None {
+        if matches!(contents, Contents::Shared | Contents::Given) {
             let Some(at) = self.free.len().checked_sub(1).map(|last| random.random_range(0..=last)) else {
                 return;
             };
@@ -55,7 +56,7 @@ impl Owner {
             Sent { answer: SendAnswer::Taken, frame: exchange } => {
                 *number += 1;
                 match contents {
-                    Contents::None => {}
+                    Contents::None | Contents::Awaited => {}
                     Contents::Shared => self.lent.push((to, message, frame)),
                     Contents::Given => self.free.push(exchange),
                 }
@@ -75,7 +76,7 @@ impl Owner {
             let came = node.memory_takes(next.unwrap_or(NO_FRAME));
             self.owes &= next.is_none();
             match came.kind {
-                IncomingKind::Message => {}
+                IncomingKind::Message | IncomingKind::Last => {}
                 IncomingKind::Nothing => return taken,
                 IncomingKind::Owed => {
                     assert!(self.owes);
@@ -86,7 +87,7 @@ impl Owner {
             assert_eq!(came.message[..4], number.to_le_bytes(), "out of order");
             assert_eq!(came.message[4], came.class as u8);
             *number += 1;
-            assert_eq!(came.frame != NO_FRAME, came.message[5] != 0);
+            assert_eq!(came.frame != NO_FRAME, (1..=2).contains(&came.message[5]));
             if came.frame != NO_FRAME {
                 assert_eq!(node.memory(came.frame)[..], fill(came.message));
                 self.free.push(came.frame);

@@ -89,19 +89,21 @@ fn interrupts(first: usize, last: usize) -> Result<Vec<u64>> {
         check(i32::try_from(result).unwrap_or(-1), "membarrier").map(drop)
     };
     call(REGISTER_PRIVATE_EXPEDITED)?;
-    let (begun, over) = (Barrier::new(2), AtomicU64::new(0));
+    let (runs, over) = (AtomicU64::new(0), AtomicU64::new(0));
     thread::scope(|scope| {
         let spinning = scope.spawn(|| -> Result<()> {
-            // Before it runs there it need not be interrupted.
             cpu::pin(last)?;
-            begun.wait();
+            runs.store(1, Ordering::Relaxed);
             while over.load(Ordering::Relaxed) == 0 {
                 core::hint::spin_loop();
             }
             Ok(())
         });
         cpu::pin(first)?;
-        begun.wait();
+        // As long as it does not run there it need not be interrupted.
+        while runs.load(Ordering::Relaxed) == 0 {
+            core::hint::spin_loop();
+        }
         let samples = (0..INTERRUPTS).map(|_| {
             let begun = cpu::ticks();
             call(PRIVATE_EXPEDITED).map(|()| cpu::ticks() - begun)
