@@ -1,33 +1,57 @@
 //! One clock for the cluster: every node follows the first member's.
 //!
-//! A node asks the first member what time it is, and keeps the answer with the shortest round trip of every few, as
-//! NTP's clock filter does (RFC 5905, 10): queueing only ever lengthens a round trip. A line through those (least
-//! squares) gives offset and rate. A sample's true offset lies within half its round trip, however unequal the ways
-//! are, and from that follows a bound for the line. The node's own reading of the cluster's clock is steered towards
+//! A node asks the first member what time it is. No question comes before it was asked, and no answer before it was given:
+//! so each exchange says how far ahead the cluster's clock is at least and at most, and several together say it better, for
+//! a short way there and a short way back need not be of one exchange (Marzullo's intersection, as in RFC 5905, 11.2.1). A
+//! line (least squares) through what every few exchanges say gives the rate, and the line is moved to the middle of
+//! what is possible by all of them: no message that went as fast as the fastest of these arrives before it was sent. The
+//! node's own reading of the cluster's clock is steered towards
 //! the line and never set back: it runs a little faster or slower, but always forward.
 
 use heapless::Vec;
 
-/// Round trips of which the shortest is kept.
+/// Exchanges that are kept as one sample.
 const GROUP: u8 = 4;
 /// Kept samples that the line goes through.
 const SAMPLES: usize = 16;
 /// How far two clocks of the same nominal rate are taken to differ until it is measured: parts per million.
 const MAX_DRIFT_PPM: u64 = 500;
+/// A rate is told from noise when it moves the line by more than half of what is uncertain: parts per million.
+const LEAST_DRIFT_PPM: f64 = 50.0;
 /// How far the steered clock's rate may be from its own measured rate, in 2^-32: 1/64.
 const MAX_SLEW: i64 = 1 << 26;
 
 /// The most by which it is steered from the local clock's rate, in 2^-32: half.
 const MAX_RATE: i64 = 1 << 31;
 
-/// One answered question.
+/// What one answered question says, or some together.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Sample {
-    /// The local time half way between question and answer.
+    /// The local time half way between the last question and its answer.
     local: u64,
-    /// How far the cluster's clock was ahead of the local one then.
-    offset: i64,
-    round_trip: u64,
+    /// How far the cluster's clock was ahead of the local one then, at least.
+    low: i64,
+    /// The same, at most.
+    high: i64,
+}
+
+impl Sample {
+    const fn width(&self) -> u64 {
+        self.high.abs_diff(self.low)
+    }
+
+    const fn middle(&self) -> i64 {
+        self.low.wrapping_add_unsigned(self.width() / 2)
+    }
+
+    /// What both say, at the time of `later`; that alone when they contradict each other, as they do when a clock was set.
+    fn and(self, later: Self) -> Self {
+        let passed = later.local.saturating_sub(self.local);
+        let drift = i64::try_from(passed / 1_000_000 * MAX_DRIFT_PPM).unwrap_or(i64::MAX).saturating_add(1);
+        let low = later.low.max(self.low.saturating_sub(drift));
+        let high = later.high.min(self.high.saturating_add(drift));
+        if low > high { later } else { Self { low, high, ..later } }
+    }
 }
 
 /// The cluster's clock as seen from a local one: a line.
@@ -76,7 +100,7 @@ fn scaled(ticks: i64, rate: i64) -> i64 {
 /// Measures the cluster's clock.
 #[derive(Debug, Default)]
 pub struct Estimator {
-    best: Option<Sample>,
+    group: Option<Sample>,
     in_group: u8,
     samples: Vec<Sample, SAMPLES>,
 }
@@ -85,19 +109,25 @@ impl Estimator {
     /// One without samples.
     #[must_use]
     pub const fn new() -> Self {
-        Self { best: None, in_group: 0, samples: Vec::new() }
+        Self { group: None, in_group: 0, samples: Vec::new() }
     }
 
     /// Takes an answer: asked and answered at these local times; the question came at this cluster time, and was
     /// `held` for so many ticks.
     pub fn sample(&mut self, asked: u64, cluster: u64, held: u64, answered: u64) {
         let Some(passed) = answered.checked_sub(asked) else { return };
-        let Some(round_trip) = passed.checked_sub(held) else { return };
-        let (local, cluster) = (asked + passed / 2, cluster.wrapping_add(held / 2));
-        let sample = Sample { local, offset: cluster.wrapping_sub(local).cast_signed(), round_trip };
-        if self.best.is_none_or(|best| round_trip < best.round_trip) {
-            self.best = Some(sample);
+        if passed < held {
+            return;
         }
+        let sample = Sample {
+            local: asked + passed / 2,
+            low: cluster.wrapping_add(held).wrapping_sub(answered).cast_signed(),
+            high: cluster.wrapping_sub(asked).cast_signed(),
+        };
+        if sample.low > sample.high {
+            return;
+        }
+        self.group = Some(self.group.map_or(sample, |group| group.and(sample)));
         self.in_group += 1;
         // The first is used at once: a coarse answer is better than none.
         if self.in_group >= GROUP || self.samples.is_empty() {
@@ -105,10 +135,16 @@ impl Estimator {
             if self.samples.is_full() {
                 self.samples.remove(0);
             }
-            if let Some(best) = self.best.take() {
-                let _ = self.samples.push(best);
+            if let Some(group) = self.group.take() {
+                let _ = self.samples.push(group);
             }
         }
+    }
+
+    /// Whether there are as many samples as are kept.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.samples.is_full()
     }
 
     /// The line through the good samples, once there is one.
@@ -116,29 +152,33 @@ impl Estimator {
     #[expect(clippy::cast_precision_loss, reason = "differences of times, far below 2^53")]
     #[expect(clippy::cast_possible_truncation, reason = "a cast from float saturates")]
     pub fn estimate(&self) -> Option<Estimate> {
-        let shortest = self.samples.iter().map(|sample| sample.round_trip).min()?;
-        let is_good = |sample: &&Sample| sample.round_trip <= shortest.saturating_mul(2).saturating_add(1);
+        let shortest = self.samples.iter().map(Sample::width).min()?;
+        let is_good = |sample: &&Sample| sample.width() <= shortest.saturating_mul(2).saturating_add(1);
         let good = || self.samples.iter().filter(is_good);
         let last = good().next_back()?;
+        let span = last.local.wrapping_sub(good().next()?.local);
         let x = |sample: &Sample| -(last.local.wrapping_sub(sample.local) as f64);
-        let y = |sample: &Sample| sample.offset.wrapping_sub(last.offset) as f64;
+        let relative = |offset: i64| offset.wrapping_sub(last.middle()) as f64;
+        let y = |sample: &Sample| relative(sample.middle());
         let count = good().count() as f64;
         let mean = |value: &dyn Fn(&Sample) -> f64| good().map(value).sum::<f64>() / count;
         let (mean_x, mean_y) = (mean(&x), mean(&y));
         let variance: f64 = good().map(|sample| (x(sample) - mean_x) * (x(sample) - mean_x)).sum();
         let covariance: f64 = good().map(|sample| (x(sample) - mean_x) * (y(sample) - mean_y)).sum();
-        let slope = if variance > 0.0 { covariance / variance } else { 0.0 };
-        let at_last = mean_y - slope * mean_x;
-        let error = good().map(|sample| {
-            let residual = y(sample) - (at_last + slope * x(sample));
-            sample.round_trip / 2 + 1 + residual.max(-residual) as u64
-        });
+        let is_long = span as f64 * LEAST_DRIFT_PPM / 1e6 > shortest as f64 / 2.0;
+        let slope = if is_long && variance > 0.0 { covariance / variance } else { 0.0 };
+        // What each sample says of the last one's time, if the rate is right.
+        let low = good().map(|sample| relative(sample.low) - slope * x(sample)).fold(f64::MIN, f64::max);
+        let high = good().map(|sample| relative(sample.high) - slope * x(sample)).fold(f64::MAX, f64::min);
+        let at_last = f64::midpoint(low, high);
+        // Whatever the rate is, the last one is right.
+        let error = (at_last - relative(last.low)).max(relative(last.high) - at_last);
         Some(Estimate {
             local: last.local,
-            offset: last.offset.wrapping_add(at_last as i64),
+            offset: last.middle().wrapping_add(at_last as i64),
             rate: (slope * 4_294_967_296.0) as i64,
-            error: error.max().unwrap_or(0),
-            span: last.local.wrapping_sub(good().next()?.local),
+            error: (error.max(0.0) as u64).saturating_add(1),
+            span: if is_long { span } else { 0 },
         })
     }
 }

@@ -16,6 +16,9 @@ use crate::sink::{Output, Payload, Receipt, Sink, Token};
 use crate::statistics::{ClassCounters, Histogram, Totals};
 use crate::transport::{self, Message, Rejected, SendError, Transport};
 
+/// So many times as often the cluster's clock is asked for until it is known well.
+const CLOCK_HURRY: u64 = 8;
+
 /// The most questions for the time that wait to be answered; more are dropped, and asked again.
 const QUESTIONS: usize = 8;
 
@@ -276,7 +279,9 @@ impl<F: Copy, const PEERS: usize> Node<F, PEERS> {
             && now >= self.next_question
             && let Some(leader) = self.leader.filter(|&leader| leader != self.membership.me())
         {
-            self.next_question = now.saturating_add(self.clock_interval);
+            // At first the clock is not known well, and a guest may be waiting for it.
+            let hurry = if self.estimator.is_settled() { 1 } else { CLOCK_HURRY };
+            self.next_question = now.saturating_add(self.clock_interval / hurry);
             self.question = self.question.wrapping_add(1);
             self.asked = Some(now);
             let fields =
@@ -356,13 +361,13 @@ impl<F: Copy, const PEERS: usize> Node<F, PEERS> {
         &self.clock
     }
 
-    /// How far [`Node::clock`] may be from the first member's at `now`, in ticks, once it is known.
+    /// How far [`Node::clock`] may be from the first member's at `now`, in ticks, once it is known as well as it can be.
     #[must_use]
     pub fn clock_error(&self, now: u64) -> Option<u64> {
         if self.leader == Some(self.membership.me()) {
             return Some(0);
         }
-        let estimate = self.estimator.estimate()?;
+        let estimate = self.estimator.estimate().filter(|_| self.estimator.is_settled())?;
         Some(estimate.error_at(now).saturating_add(estimate.at(now).abs_diff(self.clock.read(now))))
     }
 

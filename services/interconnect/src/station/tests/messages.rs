@@ -445,7 +445,9 @@ fn an_answer_is_expected_of_what_says_so() {
 fn the_clusters_time_is_told_once_it_is_known() {
     let clock = Rc::new(Cell::new(0));
     assert_eq!(Node::new(1, &clock).station.time(), None);
-    let nodes = two(&clock);
+    let mut nodes = two(&clock);
+    assert_eq!(nodes[1].station.time(), None, "it is not known well yet");
+    pass(&mut nodes, &clock, 10_000);
     let [one, two] = [0, 1].map(|node| nodes[node].station.time().unwrap());
     assert_eq!((one.local, one.error), (clock.get(), 0));
     assert!(one.cluster.abs_diff(two.cluster) <= two.error, "{one:?} {two:?}");
