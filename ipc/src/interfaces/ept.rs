@@ -71,6 +71,8 @@ pub struct Sharing {
     pub writes: u64,
     /// Those of both that another node had to be asked for, or waited for.
     pub remote: u64,
+    /// Those of the remote ones that were of the guest's programs, whose addresses are in the lower half.
+    pub remote_user: u64,
     /// Those of both that ended without a page.
     pub refused: u64,
     /// Those of both that have to be tried again because no node had room.

@@ -100,6 +100,7 @@ pub struct Span {
     received: u64,
     dropped: Dropped,
     remote: u64,
+    remote_user: u64,
     refused: u64,
     starved: u64,
 }
@@ -163,6 +164,8 @@ impl Span {
                     self.window_waits(page, now);
                 }
                 self.remote += 1;
+                self.remote_user +=
+                    u64::from(waiter != self.waiters.window() && trace.instruction >> 63 == 0);
                 self.profile.add(page, trace.instruction);
                 self.look_ahead(round, waiter, (page, access), now);
                 self.carry_out(round, now)?;

@@ -136,7 +136,7 @@ fn tell_memory(counters: &ept::Counters) {
 fn tell_shared_memory(counters: &ept::Counters, sharing: &ept::Sharing) {
     let ept::Counters { frames, ranges, faults, .. } = *counters;
     let ept::Sharing { zero, read, write, reads, writes, refused, .. } = *sharing;
-    let ept::Sharing { fetched, kept, given, invalidated, .. } = *sharing;
+    let ept::Sharing { fetched, kept, given, invalidated, remote, remote_user, .. } = *sharing;
     defmt::println!(
         "state memory frames_total={=u64} frames_used={=u64} frames_reserved={=u64} read={=u64} write={=u64} zero={=u64} large_ranges={=u64}",
         frames.total,
@@ -148,7 +148,7 @@ fn tell_shared_memory(counters: &ept::Counters, sharing: &ept::Sharing) {
         ranges.large
     );
     defmt::println!(
-        "state faults reads={=u64} writes={=u64} refused={=u64} around={=u64} fetched={=u64} kept={=u64} given={=u64} invalidated={=u64}",
+        "state faults reads={=u64} writes={=u64} refused={=u64} around={=u64} fetched={=u64} kept={=u64} given={=u64} invalidated={=u64} remote={=u64} remote_user={=u64}",
         reads,
         writes,
         refused,
@@ -156,7 +156,9 @@ fn tell_shared_memory(counters: &ept::Counters, sharing: &ept::Sharing) {
         fetched,
         kept,
         given,
-        invalidated
+        invalidated,
+        remote,
+        remote_user
     );
 }
 

@@ -33,6 +33,13 @@ const INIT_LINE: &str = " as init process";
 const CLOCK_PREFIX: &str = "tsc_hz=";
 
 const REMOTE: &str = "bench remote --pages 256";
+/// Two threads with data of their own.
+const STEADY: &str = "bench steady";
+/// What the kit tells when that begins, and when it is over.
+const STEADY_BEGINS: &str = "steady-begins";
+const STEADY_OVER: &str = "steady-touches";
+/// What nodes tell is older than what the kit tells, by so much at most.
+const STALE: Duration = Duration::from_secs(3);
 /// More than one node has.
 const RANDOM: &str = "bench random --mib 384 --iterations 5000";
 /// The least that the kit does.
@@ -47,6 +54,7 @@ const BYTES: &str = "wire-bytes-of-a-page";
 const COPIES: &str = "copies-by-a-processor";
 const DIRECTORY: &str = "directory-bytes-of-a-page";
 const BOOT: &str = "boot-two-to-one";
+const MOVED: &str = "steady-faults-of-programs";
 const TARGETS: &[Target] = &[
     Target { figure: READ_P50, most: 1.5, reference: "the same run" },
     Target { figure: READ_P99, most: 1.5, reference: "the same run" },
@@ -54,6 +62,7 @@ const TARGETS: &[Target] = &[
     Target { figure: COPIES, most: 0.0, reference: "jumbo frames" },
     Target { figure: DIRECTORY, most: 8.0, reference: "by the type, not measured" },
     Target { figure: BOOT, most: 2.0, reference: "the same run" },
+    Target { figure: MOVED, most: 0.0, reference: "each thread's data is its own" },
 ];
 
 /// Measures so many times, and prints the table. `bare` measures exchanges; its nodes get as many processors as the guest's.
@@ -75,7 +84,10 @@ pub fn run(bare: &Benchmark, directory: &Path, repeat: u32) -> Result<()> {
         let bare = measure(&bare, exchanges, &of("bare")).with_context(|| failed("bare"))?;
         let remote = booted("remote", 2, REMOTE)?;
         let alone = booted("alone", 1, NOTHING)?;
-        table.add(figures(&bare, &remote, &alone)?)?;
+        let steady = booted("steady", 2, STEADY)?;
+        let mut all = figures(&bare, &remote, &alone)?;
+        all.extend(steady_figures(&steady)?);
+        table.add(all)?;
     }
     println!("spanning guest, two nodes of 1 processor, by the wall clock of this machine:");
     table.lines().iter().for_each(|line| println!("  {line}"));
@@ -104,6 +116,10 @@ struct Told {
     hz: Option<f64>,
     /// When the init began, and last.
     wire: [Option<Wire>; 2],
+    /// Since when the kit's steady run counts.
+    steady_since: Option<Instant>,
+    /// The same as `wire`, of that run.
+    steady: [Option<Wire>; 2],
     looked: Instant,
 }
 
@@ -115,6 +131,9 @@ struct Wire {
     pages: u64,
     copies: u64,
     again: u64,
+    /// Faults that needed another node, and those of them that were the guest's programs'.
+    remote: u64,
+    remote_user: u64,
 }
 
 impl Wire {
@@ -128,6 +147,8 @@ impl Wire {
             all.copies += value("wire", "copies")?;
             all.again += value("wire", "retransmitted")?;
             all.pages += value("faults", "fetched")?;
+            all.remote += value("faults", "remote")?;
+            all.remote_user += value("faults", "remote_user")?;
         }
         Some(all)
     }
@@ -140,6 +161,8 @@ impl Wire {
             pages: self.pages.checked_sub(before.pages)?,
             copies: self.copies.checked_sub(before.copies)?,
             again: self.again.checked_sub(before.again)?,
+            remote: self.remote.checked_sub(before.remote)?,
+            remote_user: self.remote_user.checked_sub(before.remote_user)?,
         })
     }
 }
@@ -153,6 +176,8 @@ impl Told {
             init: None,
             hz: None,
             wire: [None; 2],
+            steady_since: None,
+            steady: [None; 2],
             looked: started,
         }
     }
@@ -186,6 +211,14 @@ impl Told {
             *first = Some(wire);
         }
         *last = Some(wire);
+        if self.report.figure(STEADY_BEGINS).is_ok() && self.report.figure(STEADY_OVER).is_err() {
+            let since = *self.steady_since.get_or_insert(self.looked);
+            if since.elapsed() >= STALE {
+                let [first, last] = &mut self.steady;
+                first.get_or_insert(wire);
+                *last = Some(wire);
+            }
+        }
     }
 
     /// From the kernel's first line to its init, and from QEMU's start, in seconds.
@@ -249,6 +282,18 @@ fn boot(programs: &Programs, nodes: u8, arguments: &str, directory: &Path) -> Re
     let mut told = Told::new(now.checked_sub(cluster.age(0)).unwrap_or(now));
     follow(&mut cluster, TIMEOUT, |event| told.take(&event, arguments, directory))?;
     Ok(told)
+}
+
+/// What is shown of the steady run.
+fn steady_figures(told: &Told) -> Result<Vec<Figure>> {
+    let [first, last] = told.steady;
+    let moved = first.zip(last).and_then(|(first, last)| last.since(&first));
+    let moved = moved.context("the nodes did not tell of their faults while the kit's threads ran")?;
+    Ok(vec![
+        Figure::new("steady-touches", told.report.figure(STEADY_OVER)?, "touches"),
+        Figure::new("steady-faults-of-the-kernel", (moved.remote - moved.remote_user) as f64, "faults"),
+        Figure::new(MOVED, moved.remote_user as f64, "faults"),
+    ])
 }
 
 /// How many times a bare exchange something took; not a number when it took less than half of one, which is the way to the
@@ -322,7 +367,10 @@ mod tests {
                         ("retransmitted", again),
                     ]),
                 ),
-                ("faults".to_owned(), subject(&[("fetched", pages)])),
+                (
+                    "faults".to_owned(),
+                    subject(&[("fetched", pages), ("remote", 2 * pages), ("remote_user", pages)]),
+                ),
             ]),
         };
         State { nodes: (1..).zip(nodes.iter().map(of)).collect() }
@@ -364,7 +412,8 @@ mod tests {
         assert_eq!((value("wire-pages"), value("wire-frames-of-a-page")), (100.0, 2.0));
         assert_eq!((value(BYTES), value("wire-sent-again"), value(COPIES)), (4290.0, 1.0, 0.0));
         assert_eq!((value(BOOT), value("boot-two-to-one-from-start")), (1.5, 1.75));
-        assert!(TARGETS.iter().all(|target| told.iter().any(|figure| figure.name == target.figure)));
+        let is_told = |target: &Target| told.iter().any(|figure| figure.name == target.figure);
+        assert!(TARGETS.iter().all(|target| is_told(target) || target.figure == MOVED));
         assert!(figures(&bare[1..], &remote, &alone).is_err());
         assert!(ratio_of(1.0, 500.0).is_nan(), "it did not go over the wire");
         remote.init = None;
@@ -372,9 +421,34 @@ mod tests {
     }
 
     #[test]
+    fn a_steady_run_counts_while_both_threads_run() {
+        let mut told = Told::new(Instant::now());
+        let directory = tempfile::tempdir().unwrap();
+        let say = |told: &mut Told, line: &str| {
+            told.take(&Event::Console(0, line.to_owned()), STEADY, directory.path()).map(drop).unwrap();
+        };
+        let faults = |pages| Some(state(&[[1, 1, 0, 0, pages], [1; 5]]));
+        told.look(faults(10));
+        say(&mut told, "bench steady-begins 12");
+        told.looked = Instant::now().checked_sub(STALE * 2).unwrap();
+        told.look(faults(20));
+        told.look(faults(23));
+        say(&mut told, "bench steady-touches 1000");
+        told.look(faults(90));
+        let figures = steady_figures(&told).unwrap();
+        let value = |name: &str| figures.iter().find(|figure| figure.name == name).unwrap().value;
+        assert_eq!(
+            (value(MOVED), value("steady-faults-of-the-kernel"), value("steady-touches")),
+            (3.0, 3.0, 1000.0)
+        );
+        assert!(steady_figures(&Told::new(Instant::now())).is_err());
+    }
+
+    #[test]
     fn what_nodes_do_not_tell_is_not_known() {
         let mut part = state(&[[1; 5], [2; 5]]);
-        assert_eq!(Wire::of(&part), Some(Wire { frames: 3, bytes: 3, pages: 3, copies: 3, again: 3 }));
+        let all = Wire { frames: 3, bytes: 3, pages: 3, copies: 3, again: 3, remote: 6, remote_user: 3 };
+        assert_eq!(Wire::of(&part), Some(all));
         part.nodes.get_mut(&2).unwrap().subjects.remove("faults");
         assert_eq!(Wire::of(&part), None);
         let mut told = Told::new(Instant::now());

@@ -64,6 +64,7 @@ impl Span {
             received: 0,
             dropped: Dropped::default(),
             remote: 0,
+            remote_user: 0,
             refused: 0,
             starved: 0,
         })

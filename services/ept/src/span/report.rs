@@ -26,6 +26,7 @@ impl Span {
             reads: counters.reads,
             writes: counters.writes,
             remote: self.remote,
+            remote_user: self.remote_user,
             refused: self.refused,
             starved: self.starved,
             zeros: counters.zeros_shared,

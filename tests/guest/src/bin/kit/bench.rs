@@ -3,6 +3,7 @@
 pub mod cpuid;
 pub mod random;
 pub mod remote;
+pub mod steady;
 pub mod touch;
 
 fn report(name: &str, number: u64) {

@@ -21,10 +21,10 @@ use std::process::ExitCode;
 use options::Options;
 
 const USAGE: &str = "\
-usage: kit all | TEST | bench cpuid | bench touch | bench remote | bench random  [FLAG VALUE]...
+usage: kit all | TEST | bench cpuid | bench touch | bench remote | bench random | bench steady  [FLAG VALUE]...
   tests: clocks atomics litmus signals processes memory exits
   --seed N         what random choices begin with (1)
-  --iterations N   of the test's main loop, instead of its own number
+  --iterations N   of the test's main loop, instead of its own number; bench steady: seconds (12)
   --effort N       percent of every test's own numbers (100)
   --mib N          memory: how much (free memory less a margin, at most 192); 0: all of that
                    bench touch: how much to use up first (what was used since the start and 16)

@@ -26,11 +26,12 @@ const TESTS: [(&str, Run); 7] = [
 /// A benchmark, which prints its figures itself.
 type Bench = fn(&Options) -> Result<()>;
 
-const BENCHES: [(&str, Bench); 4] = [
+const BENCHES: [(&str, Bench); 5] = [
     ("bench cpuid", bench::cpuid::run),
     ("bench touch", bench::touch::run),
     ("bench remote", bench::remote::run),
     ("bench random", bench::random::run),
+    ("bench steady", bench::steady::run),
 ];
 
 /// Runs what is named; `flags` are what `options` was read from.
