@@ -394,9 +394,7 @@ pub const SCENARIOS: &[Scenario] = &[
             steps: &[
                 Step::See(GREETING),
                 Step::Run { command: "kit litmus", prints: &[], status: 0 },
-                Step::See(PROMPT),
                 Step::Run { command: "kit clocks", prints: &[], status: 0 },
-                Step::See(PROMPT),
                 Step::Run { command: "kit atomics", prints: &[], status: 0 },
                 Step::See(PROMPT),
                 Step::Type("poweroff\n"),
