@@ -175,7 +175,17 @@ enum Next<T> {
 fn follow<T>(
     cluster: &mut Cluster,
     timeout: Duration,
+    take: impl FnMut(Event) -> Result<Next<T>>,
+) -> Result<T> {
+    follow_and_look(cluster, timeout, take, || Ok(()))
+}
+
+/// The same, and calls `look` again and again between events.
+fn follow_and_look<T>(
+    cluster: &mut Cluster,
+    timeout: Duration,
     mut take: impl FnMut(Event) -> Result<Next<T>>,
+    mut look: impl FnMut() -> Result<()>,
 ) -> Result<T> {
     let deadline = Instant::now() + timeout;
     loop {
@@ -189,6 +199,7 @@ fn follow<T>(
                 return Ok(result);
             }
         }
+        look()?;
         check_interrupted()?;
         if Instant::now() >= deadline {
             bail!("not done within {} s; {}", timeout.as_secs(), cluster.whereabouts().join("; "));

@@ -6,6 +6,7 @@
 //! nodes tell of themselves each second ([`State`]): from the start of the init to the last second of the guest, in which
 //! nearly all of it is the benchmark's.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::guest::{self, Report};
 use super::table::{Figure, Table, Target};
-use super::{Benchmark, Next, follow, measure};
+use super::{Benchmark, Next, follow_and_look, measure};
 use crate::build::{self, Programs};
 use crate::cluster::{BootMethod, Cluster, Event, JUMBO_MTU, Plan, Recording};
 use crate::logs::State;
@@ -119,7 +120,7 @@ struct Told {
     /// Since when the kit's steady run counts.
     steady_since: Option<Instant>,
     /// The same as `wire`, of that run.
-    steady: [Option<Wire>; 2],
+    steady: [Option<(Instant, Wire)>; 2],
     looked: Instant,
 }
 
@@ -182,7 +183,7 @@ impl Told {
         }
     }
 
-    fn take(&mut self, event: &Event, arguments: &str, directory: &Path) -> Result<Next<()>> {
+    fn take(&mut self, event: &Event, arguments: &str) -> Result<Next<()>> {
         let now = self.started.elapsed();
         match event {
             Event::Console(0, line) => {
@@ -196,11 +197,15 @@ impl Told {
             Event::Log(0, line) if self.hz.is_none() => self.hz = hz(&line.text),
             _ => {}
         }
+        self.report.take(event, arguments)
+    }
+
+    fn look_if_due(&mut self, directory: &Path) -> Result<()> {
         if self.looked.elapsed() >= LOOK {
             self.looked = Instant::now();
             self.look(State::read(directory)?);
         }
-        self.report.take(event, arguments)
+        Ok(())
     }
 
     fn look(&mut self, state: Option<State>) {
@@ -215,8 +220,8 @@ impl Told {
             let since = *self.steady_since.get_or_insert(self.looked);
             if since.elapsed() >= STALE {
                 let [first, last] = &mut self.steady;
-                first.get_or_insert(wire);
-                *last = Some(wire);
+                first.get_or_insert((self.looked, wire));
+                *last = Some((self.looked, wire));
             }
         }
     }
@@ -279,17 +284,28 @@ fn boot(programs: &Programs, nodes: u8, arguments: &str, directory: &Path) -> Re
     })?;
     let now = Instant::now();
     // What xtask itself makes ready is not part of it.
-    let mut told = Told::new(now.checked_sub(cluster.age(0)).unwrap_or(now));
-    follow(&mut cluster, TIMEOUT, |event| told.take(&event, arguments, directory))?;
-    Ok(told)
+    let told = Told::new(now.checked_sub(cluster.age(0)).unwrap_or(now));
+    let told = RefCell::new(told);
+    follow_and_look(
+        &mut cluster,
+        TIMEOUT,
+        |event| told.borrow_mut().take(&event, arguments),
+        || told.borrow_mut().look_if_due(directory),
+    )?;
+    Ok(told.into_inner())
 }
 
 /// What is shown of the steady run.
 fn steady_figures(told: &Told) -> Result<Vec<Figure>> {
     let [first, last] = told.steady;
-    let moved = first.zip(last).and_then(|(first, last)| last.since(&first));
-    let moved = moved.context("the nodes did not tell of their faults while the kit's threads ran")?;
+    let between = first.zip(last).and_then(|((begun, first), (over, last))| {
+        Some((over.saturating_duration_since(begun), last.since(&first)?))
+    });
+    let (time, moved) = between
+        .filter(|(time, _)| *time >= STALE)
+        .context("the nodes did not tell of their faults while the kit's threads ran")?;
     Ok(vec![
+        Figure::new("steady-seconds", time.as_secs_f64(), "s"),
         Figure::new("steady-touches", told.report.figure(STEADY_OVER)?, "touches"),
         Figure::new("steady-faults-of-the-kernel", (moved.remote - moved.remote_user) as f64, "faults"),
         Figure::new(MOVED, moved.remote_user as f64, "faults"),
@@ -378,8 +394,7 @@ mod tests {
 
     fn remote() -> Told {
         let mut told = Told::new(Instant::now());
-        let directory = tempfile::tempdir().unwrap();
-        let take = |told: &mut Told, event| told.take(&event, REMOTE, directory.path()).map(drop);
+        let take = |told: &mut Told, event| told.take(&event, REMOTE).map(drop);
         let console = |line: &str| Event::Console(0, line.to_owned());
         told.hz = hz("tsc_hz=2000000000 cores=1");
         take(&mut told, console("[    0.000000] Linux version 6.12")).unwrap();
@@ -423,24 +438,24 @@ mod tests {
     #[test]
     fn a_steady_run_counts_while_both_threads_run() {
         let mut told = Told::new(Instant::now());
-        let directory = tempfile::tempdir().unwrap();
         let say = |told: &mut Told, line: &str| {
-            told.take(&Event::Console(0, line.to_owned()), STEADY, directory.path()).map(drop).unwrap();
+            told.take(&Event::Console(0, line.to_owned()), STEADY).map(drop).unwrap();
         };
         let faults = |pages| Some(state(&[[1, 1, 0, 0, pages], [1; 5]]));
         told.look(faults(10));
         say(&mut told, "bench steady-begins 12");
-        told.looked = Instant::now().checked_sub(STALE * 2).unwrap();
+        let before = |time| Instant::now().checked_sub(time).unwrap();
+        told.looked = before(STALE * 3);
         told.look(faults(20));
+        assert!(steady_figures(&told).is_err(), "no time has passed");
+        told.looked = before(STALE);
         told.look(faults(23));
         say(&mut told, "bench steady-touches 1000");
         told.look(faults(90));
         let figures = steady_figures(&told).unwrap();
         let value = |name: &str| figures.iter().find(|figure| figure.name == name).unwrap().value;
-        assert_eq!(
-            (value(MOVED), value("steady-faults-of-the-kernel"), value("steady-touches")),
-            (3.0, 3.0, 1000.0)
-        );
+        assert_eq!((value(MOVED), value("steady-touches")), (3.0, 1000.0));
+        assert_eq!((value("steady-faults-of-the-kernel"), value("steady-seconds").round()), (3.0, 6.0));
         assert!(steady_figures(&Told::new(Instant::now())).is_err());
     }
 
