@@ -98,8 +98,19 @@ const SPANNING: Scenario = Scenario {
     ..BASE
 };
 
-/// The test kit on the shell of a guest that spans nodes. Each page that two of its threads use in turn crosses the network,
-/// so it is a part of the whole that is run each time.
+/// The test kit on the shell of a guest that spans so many nodes of so many vCPUs each. A step and the whole have so many seconds.
+const fn on_spanning_kit(
+    name: &'static str,
+    (nodes, cpus): (u8, u8),
+    steps: &'static [Step],
+    (patience, timeout): (u64, u64),
+) -> Scenario {
+    let patience = Duration::from_secs(patience);
+    let guest = Guest { system: System::Kit, cpus: Some(cpus), steps, patience, ..GUEST };
+    Scenario { name, nodes, guest: Some(guest), timeout: Duration::from_secs(timeout), ..SPANNING }
+}
+
+/// A part of it: each page that two of its threads use in turn crosses the network.
 const fn spanning_kit(name: &'static str, nodes: u8, cpus: u8) -> Scenario {
     let steps = &[
         Step::See(GREETING),
@@ -107,9 +118,7 @@ const fn spanning_kit(name: &'static str, nodes: u8, cpus: u8) -> Scenario {
         Step::See(PROMPT),
         Step::Type("poweroff\n"),
     ];
-    let guest =
-        Guest { system: System::Kit, cpus: Some(cpus), steps, patience: Duration::from_secs(600), ..GUEST };
-    Scenario { name, nodes, guest: Some(guest), timeout: Duration::from_secs(900), ..SPANNING }
+    on_spanning_kit(name, (nodes, cpus), steps, (600, 900))
 }
 
 /// All of it.
@@ -120,9 +129,7 @@ const fn whole_spanning_kit(name: &'static str, nodes: u8, cpus: u8) -> Scenario
         Step::See(PROMPT),
         Step::Type("poweroff\n"),
     ];
-    let guest =
-        Guest { system: System::Kit, cpus: Some(cpus), steps, patience: Duration::from_secs(6000), ..GUEST };
-    Scenario { name, nodes, guest: Some(guest), timeout: Duration::from_secs(7200), ..SPANNING }
+    on_spanning_kit(name, (nodes, cpus), steps, (6000, 7200))
 }
 
 /// Boots of a guest that spans two nodes, one after another.
@@ -387,45 +394,35 @@ pub const SCENARIOS: &[Scenario] = &[
     held_back(spanning_kit("span-kit-3x1", 3, 1)),
     held_back(spanning_kit("span-kit-4x1", 4, 1)),
     // All of what the processors must agree on: the time, locked operations, and the order of what they see of memory.
-    held_back(Scenario {
-        name: "span-order",
-        guest: Some(Guest {
-            system: System::Kit,
-            steps: &[
-                Step::See(GREETING),
-                Step::Run { command: "kit litmus", prints: &[], status: 0 },
-                Step::Run { command: "kit clocks", prints: &[], status: 0 },
-                Step::Run { command: "kit atomics", prints: &[], status: 0 },
-                Step::See(PROMPT),
-                Step::Type("poweroff\n"),
-            ],
-            patience: Duration::from_secs(900),
-            ..GUEST
-        }),
-        timeout: Duration::from_secs(1200),
-        ..SPANNING
-    }),
+    held_back(on_spanning_kit(
+        "span-order",
+        (2, 1),
+        &[
+            Step::See(GREETING),
+            Step::Run { command: "kit litmus", prints: &[], status: 0 },
+            Step::Run { command: "kit clocks", prints: &[], status: 0 },
+            Step::Run { command: "kit atomics", prints: &[], status: 0 },
+            Step::See(PROMPT),
+            Step::Type("poweroff\n"),
+        ],
+        (900, 1200),
+    )),
     held_back(whole_spanning_kit("span-whole-kit-2x1", 2, 1)),
     held_back(whole_spanning_kit("span-whole-kit-2x2", 2, 2)),
     held_back(whole_spanning_kit("span-whole-kit-3x1", 3, 1)),
     held_back(whole_spanning_kit("span-whole-kit-4x1", 4, 1)),
     // More memory than a node has, used by one processor, which compares what it reads.
-    held_back(Scenario {
-        name: "span-memory",
-        guest: Some(Guest {
-            system: System::Kit,
-            steps: &[
-                Step::See(GREETING),
-                Step::Run { command: "kit bench random --mib 384", prints: &[], status: 0 },
-                Step::See(PROMPT),
-                Step::Type("poweroff\n"),
-            ],
-            patience: Duration::from_secs(900),
-            ..GUEST
-        }),
-        timeout: Duration::from_secs(1200),
-        ..SPANNING
-    }),
+    held_back(on_spanning_kit(
+        "span-memory",
+        (2, 1),
+        &[
+            Step::See(GREETING),
+            Step::Run { command: "kit bench random --mib 384", prints: &[], status: 0 },
+            Step::See(PROMPT),
+            Step::Type("poweroff\n"),
+        ],
+        (900, 1200),
+    )),
     spanning_boots("span-restarts", 2, "", JUMBO_MTU, &[GUEST_OFF; 2]),
     spanning_boots("span-restarts-faults", 2, FAULTS, JUMBO_MTU, &[GUEST_OFF; 2]),
     spanning_boots("span-restarts-short", 1, "", 1500, &[GUEST_OFF; 1]),

@@ -160,12 +160,12 @@ impl Span {
             Some((_, outcome)) => Some(self.answer(waiter, outcome, now).1),
             None if is_claimed => Some(self.answer(waiter, Outcome::Granted, now).1),
             None => {
+                self.remote += 1;
                 if waiter == self.waiters.window() {
                     self.window_waits(page, now);
+                } else if trace.instruction >> 63 == 0 {
+                    self.remote_user += 1;
                 }
-                self.remote += 1;
-                self.remote_user +=
-                    u64::from(waiter != self.waiters.window() && trace.instruction >> 63 == 0);
                 self.profile.add(page, trace.instruction);
                 self.look_ahead(round, waiter, (page, access), now);
                 self.carry_out(round, now)?;
@@ -407,11 +407,8 @@ pub fn drop_messages<L: Links>(links: &mut L, owed: &mut u32) -> Result<bool, Ca
     for _ in 0..MOST_AT_ONCE {
         let frame = core::mem::replace(owed, NO_FRAME);
         let incoming = links.receive(Next { frame, reserved: 0 })?;
-        if !incoming.kind.is_message() {
-            return Ok(false);
-        }
         *owed = incoming.frame;
-        if incoming.kind == IncomingKind::Last {
+        if incoming.kind != IncomingKind::Message {
             return Ok(false);
         }
     }

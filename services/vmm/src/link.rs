@@ -6,9 +6,7 @@ use core::time::Duration;
 
 use ipc::abi::NEVER;
 use ipc::guest::{GuestConfig, Shares, share_of};
-use ipc::interfaces::interconnect::{
-    Client, Contents, IncomingKind, NO_FRAME, Next, Outgoing, Peers, SendAnswer, Time,
-};
+use ipc::interfaces::interconnect::{Client, Contents, NO_FRAME, Next, Outgoing, Peers, SendAnswer, Time};
 use ipc::message::CallError;
 use ipc::wire::Class;
 use rt::capability::Endpoint;
@@ -166,12 +164,12 @@ impl Link {
                 }
             };
             self.owed = incoming.frame;
-            match incoming.kind {
-                IncomingKind::Nothing | IncomingKind::Owed => return None,
-                IncomingKind::Message | IncomingKind::Last => match Message::decode(&incoming.message) {
-                    Some(message) => return Some((incoming.node, message)),
-                    None => self.strays += 1,
-                },
+            if !incoming.kind.is_message() {
+                return None;
+            }
+            match Message::decode(&incoming.message) {
+                Some(message) => return Some((incoming.node, message)),
+                None => self.strays += 1,
             }
         }
     }

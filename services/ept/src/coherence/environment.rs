@@ -33,6 +33,15 @@ impl Holding {
     pub const fn has_frame(self) -> bool {
         matches!(self, Self::Read | Self::Write)
     }
+
+    /// Whether a page that is held so makes room when it goes; for [`Access::Read`] only one that is here to be read alone.
+    #[must_use]
+    pub const fn makes_room(self, access: Access) -> bool {
+        match access {
+            Access::Read => matches!(self, Self::Read),
+            Access::Write => self.has_frame(),
+        }
+    }
 }
 
 /// What is to be mapped.
@@ -98,8 +107,8 @@ pub trait Environment {
     /// Remembers what this node has of the page.
     fn set_holding(&mut self, page: Page, holding: Holding);
 
-    /// A page with a frame that can be given away: for [`Access::Read`] one that is held to be read alone, that `may_go` and
-    /// that was preferably not used lately. Each call looks on from where the last one ended.
+    /// A page that can be given away: one that [`Holding::makes_room`], that `may_go` and that was preferably not used lately.
+    /// Each call looks on from where the last one ended.
     fn victim(&mut self, access: Access, may_go: &dyn Fn(Page) -> bool) -> Option<Page>;
 
     /// Sends a message to another node, and with [`super::message::Kind::Data`] what the page's frame holds now.

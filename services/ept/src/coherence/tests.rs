@@ -118,12 +118,7 @@ impl Environment for Around {
         for _ in 0..pages {
             self.hand = (self.hand + 1) % pages;
             let page = Page(u32::try_from(self.hand).unwrap());
-            let is_one = match self.holdings[self.hand] {
-                Holding::Read => true,
-                Holding::Write => access == Access::Write,
-                Holding::Nothing | Holding::Zero => false,
-            };
-            if is_one && may_go(page) {
+            if self.holdings[self.hand].makes_room(access) && may_go(page) {
                 return Some(page);
             }
         }

@@ -179,17 +179,15 @@ impl GuestMemory {
         self.held
     }
 
-    /// A page with a frame that may go, for [`Access::Read`] one that is here to be read alone. The search goes on from where the
-    /// last one ended.
+    /// A page that [`Holding::makes_room`] and may go. The search goes on from where the last one ended.
     pub fn victim(&mut self, access: Access, may_go: &dyn Fn(Page) -> bool) -> Option<Page> {
         let [read, write] = self.held;
-        let is_one = |holding| match holding {
-            Holding::Read => true,
-            Holding::Write => access == Access::Write,
-            Holding::Nothing | Holding::Zero => false,
+        let some = match access {
+            Access::Read => read,
+            Access::Write => read + write,
         };
         let pages = usize::try_from(self.shown()).unwrap_or(0);
-        let mut left = if read == 0 && (write == 0 || access == Access::Read) { 0 } else { pages };
+        let mut left = if some == 0 { 0 } else { pages };
         while left > 0 {
             let at = if self.hand < pages { self.hand } else { 0 };
             let is_empty = self.chunks[at / CHUNK_PAGES].touched == 0;
@@ -197,7 +195,7 @@ impl GuestMemory {
             self.hand = at + step;
             left = left.saturating_sub(step);
             let page = u32::try_from(at).ok().map(Page)?;
-            if !is_empty && is_one(self.entries[at].holding()) && may_go(page) {
+            if !is_empty && self.entries[at].holding().makes_room(access) && may_go(page) {
                 return Some(page);
             }
         }
