@@ -77,7 +77,7 @@ pub fn target_directory() -> Result<PathBuf> {
 pub struct RunDirectory {
     path: PathBuf,
     /// Held for the lock on it.
-    _lock: File,
+    lock: File,
 }
 
 impl RunDirectory {
@@ -108,7 +108,7 @@ impl RunDirectory {
             fs::remove_dir_all(&path).with_context(|| format!("{} cannot be emptied", path.display()))?;
         }
         fs::create_dir(&path).with_context(|| format!("{} cannot be made", path.display()))?;
-        Ok(Self { path, _lock: lock })
+        Ok(Self { path, lock })
     }
 
     /// Where it is.
@@ -124,6 +124,14 @@ impl RunDirectory {
         let path = self.path.join(name);
         fs::create_dir_all(&path).with_context(|| format!("{} cannot be made", path.display()))?;
         Ok(path)
+    }
+}
+
+impl Drop for RunDirectory {
+    /// Closing the lock would not be enough: a process that is being started has it, too, until it runs its own program.
+    fn drop(&mut self) {
+        // When that fails the lock ends with the last that has it.
+        let _ = self.lock.unlock();
     }
 }
 
